@@ -1,0 +1,1 @@
+//! REST request and response types of the control plane, and nothing else.

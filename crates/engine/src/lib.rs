@@ -1,0 +1,98 @@
+//! Runs one execution of a sandbox on this host: directory in, directory out.
+//!
+//! An [`Engine`] knows nothing of sandboxes, their owners or their states. It starts an execution
+//! from a disk (and perhaps a memory image), freezes it, writes its memory to a directory, and
+//! destroys it. Everything an execution needs on the host (mounts, network namespaces, cgroups,
+//! engine state) belongs to the engine and is found again by name after a crash of the server.
+
+mod types;
+
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+
+pub use types::{
+    BuildId, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus, ExitReason,
+    Found, Limits, NetworkPolicy, StartError, StartFrom,
+};
+
+/// Address of the guest's network interface, the same in every sandbox, so that a restored or
+/// cloned guest never sees it change. E2B's agents use the same one.
+pub const GUEST_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 21);
+/// The guest's default gateway; the only peer the agent's host channel accepts.
+pub const GATEWAY_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 22);
+
+/// Runs executions. Every call has its own bounded time; none waits for ever.
+///
+/// Calls for the same execution are never made concurrently by the server (one driver per
+/// sandbox), except [`dial`](Engine::dial) and [`exited`](Engine::exited).
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// The build that new executions are started with.
+    fn build(&self) -> &EngineBuild;
+
+    /// Whether a build that wrote an older image is still kept on this host.
+    fn has_build(&self, build: &BuildId) -> bool;
+
+    /// Makes an empty writable disk of `size_bytes` at the directory `disk`, which must not exist.
+    /// The size is enforced: the guest gets ENOSPC and a true `df`.
+    async fn create_disk(&self, disk: &Path, size_bytes: u64) -> Result<(), EngineError>;
+
+    /// Removes a disk that no execution uses. A missing disk is success.
+    async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError>;
+
+    /// Whether anything on the disk was written after `instant`. The disk must not be in use.
+    ///
+    /// This decides if a memory image still belongs to the disk after a resume that failed half
+    /// way: an image may only be restored over exactly the state it was taken with.
+    async fn disk_changed_since(
+        &self,
+        disk: &Path,
+        instant: SystemTime,
+    ) -> Result<bool, EngineError>;
+
+    /// Starts an execution, booting it or restoring it. On success PID 1 is running or about to;
+    /// whether the agent answers is the caller's to find out through [`dial`](Engine::dial).
+    /// On failure nothing of the execution is left behind.
+    async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError>;
+
+    /// Returns when the memory image of a restore is no longer read, so that it may be deleted.
+    async fn image_released(&self, id: &ExecutionId) -> Result<(), EngineError>;
+
+    /// Stops every task of the guest where it stands. Freezing a frozen one is success.
+    async fn freeze(&self, id: &ExecutionId) -> Result<(), EngineError>;
+
+    /// Lets a frozen guest go on. Thawing a running one is success.
+    async fn thaw(&self, id: &ExecutionId) -> Result<(), EngineError>;
+
+    /// Bytes a checkpoint of this execution may need at most, for the free-space check.
+    async fn resident_bytes(&self, id: &ExecutionId) -> Result<u64, EngineError>;
+
+    /// Writes the memory of a *frozen* execution into the existing empty directory `image`. The
+    /// execution stays frozen, whether this succeeds or fails. Nothing is made durable here.
+    async fn checkpoint(&self, id: &ExecutionId, image: &Path) -> Result<(), EngineError>;
+
+    /// Makes everything written to the execution's disk durable (syncfs).
+    async fn sync_disk(&self, id: &ExecutionId) -> Result<(), EngineError>;
+
+    /// Ends an execution and removes all it held on the host except its disk. Works from every
+    /// state, half-started ones included; an unknown id is success.
+    async fn destroy(&self, id: &ExecutionId) -> Result<(), EngineError>;
+
+    /// Every execution of this data directory that has left anything on this host, found by name,
+    /// in any state. Waits (bounded) for engine commands that an earlier server left in flight.
+    async fn find(&self) -> Result<Vec<Found>, EngineError>;
+
+    /// Takes over an execution that an earlier server process started, so that
+    /// [`dial`](Engine::dial) and the other calls work on it.
+    async fn adopt(&self, id: &ExecutionId) -> Result<(), EngineError>;
+
+    /// Resolves when the execution is no longer alive, by whatever cause.
+    async fn exited(&self, id: &ExecutionId) -> ExitReason;
+
+    /// Connects to a TCP port of the guest's network interface, from inside its gateway namespace.
+    async fn dial(&self, id: &ExecutionId, port: u16) -> io::Result<TcpStream>;
+}

@@ -1,0 +1,5 @@
+//! Control plane and edge proxy of SandBase: the only crate that joins the others.
+
+pub mod guest;
+mod random;
+pub mod sandbox;

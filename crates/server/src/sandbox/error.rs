@@ -1,0 +1,56 @@
+//! Why a request about a sandbox was refused or failed.
+
+use super::SandboxId;
+
+/// A refused or failed request. `api::error` maps each variant to one status.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Unknown, killed, or being killed.
+    #[error("Sandbox \"{0}\" doesn't exist or you don't have access to it")]
+    NotFound(SandboxId),
+    /// Pause of a paused one.
+    #[error("Sandbox \"{0}\" is already paused")]
+    AlreadyPaused(SandboxId),
+    /// Resume (not connect) of a running one.
+    #[error("Sandbox \"{0}\" is already running")]
+    AlreadyRunning(SandboxId),
+    /// Needs a running sandbox; this one is paused.
+    #[error("Sandbox \"{0}\" is paused; connect to it first")]
+    Paused(SandboxId),
+    /// Refused while a transition is under way.
+    #[error("Sandbox \"{0}\" is changing its state; try again in a moment")]
+    Busy(SandboxId),
+    /// Connect to one that is being killed.
+    #[error("Sandbox \"{0}\" is being killed")]
+    BeingKilled(SandboxId),
+    /// No template of that name.
+    #[error("template '{0}' was not found")]
+    TemplateNotFound(String),
+    /// The requested time is longer than the maximum run length.
+    #[error("timeout of {asked} s is longer than the maximum of {most} s")]
+    TimeoutTooLong {
+        /// Seconds asked for.
+        asked: u64,
+        /// Seconds allowed.
+        most: u64,
+    },
+    /// No room for another sandbox (concurrency limit).
+    #[error("{0} sandboxes are running, which is the configured maximum")]
+    TooMany(usize),
+    /// Free disk space is too low to do this safely; nothing was changed.
+    #[error("not enough free disk space on the host: {0}")]
+    NoSpace(String),
+    /// The transition failed and the sandbox is in the state it had before.
+    #[error("{action} failed, the sandbox is {left_as}: {cause}")]
+    Failed {
+        /// What was asked for.
+        action: &'static str,
+        /// The state it is left in.
+        left_as: &'static str,
+        /// The cause, for people.
+        cause: String,
+    },
+    /// The server is going down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
