@@ -5,6 +5,8 @@
 //! destroys it. Everything an execution needs on the host (mounts, network namespaces, cgroups,
 //! engine state) belongs to the engine and is found again by name after a crash of the server.
 
+mod disk_copy;
+pub mod fake;
 mod types;
 
 use std::io;
@@ -40,6 +42,22 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes an empty writable disk of `size_bytes` at the directory `disk`, which must not exist.
     /// The size is enforced: the guest gets ENOSPC and a true `df`.
     async fn create_disk(&self, disk: &Path, size_bytes: u64) -> Result<(), EngineError>;
+
+    /// Copies a disk that no execution uses to the directory `to`, which must not exist. Cheap:
+    /// holes stay holes and blocks are shared where the file system can.
+    async fn copy_disk(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let copied = tokio::task::spawn_blocking(move || disk_copy::copy(&from, &to)).await;
+        let step = || "copying a disk".to_owned();
+        match copied {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(EngineError::NoSpace { step: step() })
+            }
+            Ok(Err(error)) => Err(EngineError::Failed { step: step(), detail: error.to_string() }),
+            Err(error) => Err(EngineError::Failed { step: step(), detail: error.to_string() }),
+        }
+    }
 
     /// Removes a disk that no execution uses. A missing disk is success.
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError>;

@@ -1,1 +1,19 @@
-//! What a snapshot is on disk.
+//! What a memory image is on disk, and when it exists.
+//!
+//! An image is a directory: files written by an engine (not understood here) and `manifest.json`.
+//! It is written into a staging directory next to its final place, made durable, and then renamed:
+//! **the rename is the commit point**. A directory with the final name is complete; anything else
+//! is rubbish to be swept.
+//!
+//! ```text
+//! images/.staging-m7k…/   being written, or left by a crash
+//! images/m7k…/            committed, never changed again
+//!   manifest.json         format version, engine build, layers, sizes, hashes
+//!   checkpoint.img …      the engine's
+//! ```
+
+mod manifest;
+mod store;
+
+pub use manifest::{EngineIdentity, FileEntry, ImageId, Manifest, Subject, FORMAT_VERSION};
+pub use store::{ImageError, Images, Staging};

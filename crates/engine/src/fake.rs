@@ -1,0 +1,337 @@
+//! An engine without a guest, for injecting failures. It never stands in for a claim that
+//! something works: only for "what does the server do when this step fails".
+//!
+//! A fake guest is a counter in memory and a file on its disk, behind a tiny HTTP server that
+//! answers like the agent's host channel. The fake keeps the rules of the real engine: an image
+//! fits exactly one state of the disk, and restoring it over another one is recorded as a
+//! violation. The [`FakeHost`] outlives the server that uses it, as a real host does.
+
+mod guest;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use std::{fs, io};
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::{
+    BuildId, Engine, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus,
+    ExitReason, Found, StartError, StartFrom,
+};
+pub use guest::DISK_FILE;
+use guest::FakeGuest;
+
+/// An engine call at which a failure can be injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Call {
+    /// `create_disk` and `copy_disk`.
+    MakeDisk,
+    /// `start`, before the guest ran.
+    Start,
+    /// `start`, after the guest ran and wrote to its disk.
+    StartLate,
+    /// The agent does not answer after a start.
+    Agent,
+    /// The agent's `prepare` fails.
+    Prepare,
+    /// `freeze`.
+    Freeze,
+    /// `checkpoint`, leaving half an image behind.
+    Checkpoint,
+    /// `checkpoint`, because the disk is full.
+    CheckpointNoSpace,
+    /// The execution dies during `checkpoint`.
+    DieInCheckpoint,
+    /// `sync_disk`.
+    SyncDisk,
+    /// `thaw`.
+    Thaw,
+    /// `destroy`, once per injection.
+    Destroy,
+}
+
+/// Everything that would survive a crash of the server on a real host.
+#[derive(Default)]
+pub struct FakeHost {
+    executions: Mutex<BTreeMap<ExecutionId, FakeGuest>>,
+    failures: Mutex<Vec<Call>>,
+    used_images: Mutex<HashSet<Vec<u8>>>,
+    violations: Mutex<Vec<String>>,
+}
+
+impl FakeHost {
+    /// A host with nothing on it.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Makes the next such call fail. May be repeated for the calls after it.
+    pub fn fail(&self, call: Call) {
+        lock(&self.failures).push(call);
+    }
+
+    /// Injected failures that no call has met yet.
+    pub fn pending_failures(&self) -> Vec<Call> {
+        lock(&self.failures).clone()
+    }
+
+    /// Kills an execution as a crash of the real engine would.
+    pub fn kill(&self, id: &ExecutionId, reason: ExitReason) {
+        if let Some(guest) = lock(&self.executions).get_mut(id) {
+            guest.die(reason);
+        }
+    }
+
+    /// Names of everything that is left on the host.
+    pub fn executions(&self) -> Vec<ExecutionId> {
+        lock(&self.executions).keys().cloned().collect()
+    }
+
+    /// Rules that the server broke; a correct one leaves this empty.
+    pub fn violations(&self) -> Vec<String> {
+        lock(&self.violations).clone()
+    }
+
+    /// What the guest has in memory.
+    pub fn memory(&self, id: &ExecutionId) -> Option<u64> {
+        lock(&self.executions).get(id).map(FakeGuest::memory)
+    }
+
+    /// Lets the guest count on: in memory and on its disk. False when it cannot execute.
+    pub fn step(&self, id: &ExecutionId) -> bool {
+        lock(&self.executions).get_mut(id).is_some_and(FakeGuest::step)
+    }
+
+    fn meet(&self, call: Call) -> bool {
+        let mut failures = lock(&self.failures);
+        match failures.iter().position(|waiting| *waiting == call) {
+            Some(at) => {
+                failures.remove(at);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn violated(&self, rule: String) {
+        lock(&self.violations).push(rule);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn injected(step: &str) -> EngineError {
+    EngineError::Failed { step: step.to_owned(), detail: "injected failure".to_owned() }
+}
+
+fn failed(step: &str) -> impl Fn(io::Error) -> EngineError {
+    let step = step.to_owned();
+    move |error| EngineError::Failed { step: step.clone(), detail: error.to_string() }
+}
+
+/// The engine of one server on a [`FakeHost`].
+pub struct Fake {
+    host: Arc<FakeHost>,
+    build: EngineBuild,
+}
+
+impl Fake {
+    /// A server's engine on `host`.
+    pub fn new(host: Arc<FakeHost>) -> Self {
+        let build = EngineBuild {
+            engine: "fake".to_owned(),
+            version: "1".to_owned(),
+            id: BuildId("fake-build".to_owned()),
+        };
+        Self { host, build }
+    }
+
+    fn with<T>(
+        &self,
+        id: &ExecutionId,
+        use_guest: impl FnOnce(&mut FakeGuest) -> T,
+    ) -> Result<T, EngineError> {
+        let mut executions = lock(&self.host.executions);
+        let guest = executions.get_mut(id).ok_or_else(|| EngineError::Unknown(id.clone()))?;
+        Ok(use_guest(guest))
+    }
+
+    fn watch_end(&self, id: &ExecutionId) -> Option<watch::Receiver<Option<ExitReason>>> {
+        lock(&self.host.executions).get(id).map(FakeGuest::end)
+    }
+}
+
+#[async_trait]
+impl Engine for Fake {
+    fn build(&self) -> &EngineBuild {
+        &self.build
+    }
+
+    fn has_build(&self, build: &BuildId) -> bool {
+        *build == self.build.id
+    }
+
+    async fn create_disk(&self, disk: &Path, _size_bytes: u64) -> Result<(), EngineError> {
+        if self.host.meet(Call::MakeDisk) {
+            return Err(injected("create disk"));
+        }
+        fs::create_dir(disk).map_err(failed("create disk"))?;
+        fs::write(disk.join(DISK_FILE), b"").map_err(failed("create disk"))
+    }
+
+    async fn copy_disk(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
+        if self.host.meet(Call::MakeDisk) {
+            return Err(injected("copy disk"));
+        }
+        crate::disk_copy::copy(from, to).map_err(failed("copy disk"))
+    }
+
+    async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        match fs::remove_dir_all(disk) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove disk")(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn disk_changed_since(
+        &self,
+        disk: &Path,
+        instant: SystemTime,
+    ) -> Result<bool, EngineError> {
+        let metadata = fs::metadata(disk.join(DISK_FILE)).map_err(failed("look at disk"))?;
+        Ok(metadata.modified().map_err(failed("look at disk"))? > instant)
+    }
+
+    async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError> {
+        let failure = |source, guest_may_have_run| StartError { guest_may_have_run, source };
+        if self.host.meet(Call::Start) {
+            return Err(failure(injected("start"), false));
+        }
+        let in_use = lock(&self.host.executions).values().any(|guest| guest.uses(&spec.disk));
+        if in_use {
+            self.host.violated(format!("two executions on the disk {}", spec.disk.display()));
+        }
+        let silent = self.host.meet(Call::Agent);
+        let prepare_fails = self.host.meet(Call::Prepare);
+        let mut guest = match from {
+            StartFrom::Boot => FakeGuest::boot(&spec.disk, silent, prepare_fails),
+            StartFrom::Image(image) => FakeGuest::restore(&spec.disk, image, silent, prepare_fails)
+                .map(|(guest, fits)| {
+                    if !fits {
+                        self.host.violated(format!("{} restored over another disk", spec.id));
+                    }
+                    guest
+                }),
+        }
+        .map_err(|error| failure(failed("start")(error), false))?;
+        if self.host.meet(Call::StartLate) {
+            guest.step();
+            guest.die(ExitReason::Exited);
+            return Err(failure(injected("start, late"), true));
+        }
+        lock(&self.host.executions).insert(spec.id.clone(), guest);
+        Ok(())
+    }
+
+    async fn image_released(&self, _id: &ExecutionId) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn freeze(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        if self.host.meet(Call::Freeze) {
+            return Err(injected("freeze"));
+        }
+        self.with(id, FakeGuest::freeze)
+    }
+
+    async fn thaw(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        if self.host.meet(Call::Thaw) {
+            return Err(injected("thaw"));
+        }
+        self.with(id, FakeGuest::thaw)
+    }
+
+    async fn resident_bytes(&self, id: &ExecutionId) -> Result<u64, EngineError> {
+        self.with(id, |_| 4096)
+    }
+
+    async fn checkpoint(&self, id: &ExecutionId, image: &Path) -> Result<(), EngineError> {
+        if self.host.meet(Call::DieInCheckpoint) {
+            self.host.kill(id, ExitReason::Exited);
+            return Err(injected("checkpoint"));
+        }
+        if self.host.meet(Call::Checkpoint) {
+            fs::write(image.join("checkpoint.img"), b"half").map_err(failed("checkpoint"))?;
+            return Err(injected("checkpoint"));
+        }
+        if self.host.meet(Call::CheckpointNoSpace) {
+            fs::write(image.join("checkpoint.img"), b"half").map_err(failed("checkpoint"))?;
+            return Err(EngineError::NoSpace { step: "checkpoint".to_owned() });
+        }
+        let (frozen, written) =
+            self.with(id, |guest| (guest.is_frozen(), guest.checkpoint(image)))?;
+        if !frozen {
+            self.host.violated(format!("checkpoint of {id}, which is not frozen"));
+        }
+        let content = written.map_err(failed("checkpoint"))?;
+        if !lock(&self.host.used_images).insert(content) {
+            self.host.violated(format!("{id} wrote an image that was written before"));
+        }
+        Ok(())
+    }
+
+    async fn sync_disk(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        if self.host.meet(Call::SyncDisk) {
+            return Err(injected("sync disk"));
+        }
+        self.with(id, |_| ())
+    }
+
+    async fn destroy(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        if self.host.meet(Call::Destroy) {
+            return Err(injected("destroy"));
+        }
+        if let Some(mut guest) = lock(&self.host.executions).remove(id) {
+            guest.die(ExitReason::Exited);
+        }
+        Ok(())
+    }
+
+    async fn find(&self) -> Result<Vec<Found>, EngineError> {
+        let executions = lock(&self.host.executions);
+        let found = executions.iter().map(|(id, guest)| Found {
+            id: id.clone(),
+            status: match (guest.is_dead(), guest.is_frozen()) {
+                (true, _) => ExecutionStatus::Dead,
+                (false, true) => ExecutionStatus::Frozen,
+                (false, false) => ExecutionStatus::Running,
+            },
+        });
+        Ok(found.collect())
+    }
+
+    async fn adopt(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        self.with(id, |_| ())
+    }
+
+    async fn exited(&self, id: &ExecutionId) -> ExitReason {
+        let Some(mut end) = self.watch_end(id) else { return ExitReason::Exited };
+        let ended = end.wait_for(Option::is_some).await;
+        ended.ok().and_then(|reason| reason.clone()).unwrap_or(ExitReason::Exited)
+    }
+
+    async fn dial(&self, id: &ExecutionId, port: u16) -> io::Result<TcpStream> {
+        let address = self
+            .with(id, |guest| guest.address(port))
+            .map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error))??;
+        tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await?
+    }
+}

@@ -1,0 +1,132 @@
+//! Where everything of this data directory lives on the host.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Config;
+use crate::{BuildId, ExecutionId};
+
+/// Claims of network slots, shared by all servers of this machine.
+pub(super) const SLOT_CLAIMS: &str = "/run/sandbase/slots";
+/// Where `ip netns` keeps names, so that people can look into a sandbox's network with it.
+const NETNS_DIR: &str = "/run/netns";
+
+/// Names and places derived from the data directory.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
+    /// Eight hex digits that tell servers with different data directories apart.
+    pub(super) tag: String,
+    engines: PathBuf,
+    run: PathBuf,
+}
+
+impl Paths {
+    /// Derives the names. The data directory must exist.
+    pub(super) fn new(config: &Config) -> io::Result<Self> {
+        use std::os::unix::ffi::OsStrExt;
+        let data = config.data_dir.canonicalize()?;
+        let mut tag = blake3::hash(data.as_os_str().as_bytes()).to_hex().to_string();
+        tag.truncate(8);
+        let run = match &config.run_dir {
+            Some(run) => run.clone(),
+            None => Path::new("/run/sandbase").join(&tag),
+        };
+        Ok(Self { tag, engines: data.join("engines"), run })
+    }
+
+    /// Creates the directories that executions are put into.
+    pub(super) fn create_directories(&self) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&self.engines)?;
+        builder.create(self.executions())?;
+        builder.create(self.runsc_root())?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(SLOT_CLAIMS)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(NETNS_DIR)
+    }
+
+    pub(super) fn engines(&self) -> &Path {
+        &self.engines
+    }
+
+    pub(super) fn build(&self, build: &BuildId) -> PathBuf {
+        self.engines.join(&build.0)
+    }
+
+    pub(super) fn executions(&self) -> PathBuf {
+        self.run.join("executions")
+    }
+
+    pub(super) fn execution(&self, id: &ExecutionId) -> ExecutionDir {
+        ExecutionDir(self.executions().join(id.as_str()))
+    }
+
+    /// Disks are mounted here for a look from outside.
+    pub(super) fn inspect_dir(&self) -> PathBuf {
+        self.run.join("inspect")
+    }
+
+    /// runsc's `--root`.
+    pub(super) fn runsc_root(&self) -> PathBuf {
+        self.run.join("runsc")
+    }
+
+    /// Path of the execution's cgroup below the root of each hierarchy.
+    pub(super) fn cgroup(&self, id: &ExecutionId) -> String {
+        format!("{}/{id}", self.cgroup_parent())
+    }
+
+    pub(super) fn cgroup_parent(&self) -> String {
+        format!("/sandbase-{}", self.tag)
+    }
+
+    /// The file that pins a network namespace.
+    pub(super) fn netns(&self, name: &str) -> PathBuf {
+        Path::new(NETNS_DIR).join(name)
+    }
+}
+
+/// The directory of one execution. Removed last, so that what exists is always found through it.
+#[derive(Clone, Debug)]
+pub(super) struct ExecutionDir(PathBuf);
+
+impl ExecutionDir {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+    /// Mount point of the disk.
+    pub(super) fn disk_mount(&self) -> PathBuf {
+        self.0.join("disk")
+    }
+    /// Mount point of the overlay.
+    pub(super) fn rootfs(&self) -> PathBuf {
+        self.0.join("rootfs")
+    }
+    pub(super) fn bundle(&self) -> PathBuf {
+        self.0.join("bundle")
+    }
+    pub(super) fn oci_spec(&self) -> PathBuf {
+        self.bundle().join("config.json")
+    }
+    /// The `ExecutionSpec`.
+    pub(super) fn spec(&self) -> PathBuf {
+        self.0.join("spec.json")
+    }
+    /// Number of the network slot.
+    pub(super) fn slot(&self) -> PathBuf {
+        self.0.join("slot")
+    }
+    /// Process id of the sentry, written by runsc.
+    pub(super) fn pid(&self) -> PathBuf {
+        self.0.join("pid")
+    }
+    /// What runsc complains about.
+    pub(super) fn log(&self) -> PathBuf {
+        self.0.join("runsc.log")
+    }
+    /// What the sentry says when it panics.
+    pub(super) fn panic_log(&self) -> PathBuf {
+        self.0.join("panic.log")
+    }
+}

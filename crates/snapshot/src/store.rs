@@ -1,0 +1,324 @@
+//! The directory that holds the images of one owner.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::manifest::{EngineIdentity, FileEntry, ImageId, Manifest, Subject, FORMAT_VERSION};
+
+const STAGING_PREFIX: &str = ".staging-";
+const MANIFEST: &str = "manifest.json";
+/// Files up to this size are hashed at commit: the engine's metadata, not its pages.
+const HASHED_UP_TO: u64 = 16 << 20;
+
+/// A failed operation on an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It does not exist.
+    #[error("image {0} does not exist")]
+    Missing(ImageId),
+    /// It was written by a newer SandBase.
+    #[error("image {id} has format {found}, this build reads up to {FORMAT_VERSION}; upgrade SandBase")]
+    Newer {
+        /// Which image.
+        id: ImageId,
+        /// Its format.
+        found: u32,
+    },
+    /// What is there is not what was committed.
+    #[error("image {id} is damaged: {what}")]
+    Damaged {
+        /// Which image.
+        id: ImageId,
+        /// What differs.
+        what: String,
+    },
+    /// The file system failed.
+    #[error("{step} {path}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// How it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ImageError {
+    /// Whether the cause is a full disk.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull
+            || source.kind() == io::ErrorKind::QuotaExceeded)
+    }
+}
+
+fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::Io { step, path, source }
+}
+
+/// The images of one owner. All calls block; run them where blocking is allowed.
+#[derive(Clone, Debug)]
+pub struct Images {
+    directory: PathBuf,
+}
+
+/// An image being written. Dropping it without [`commit`](Staging::commit) leaves rubbish that
+/// [`Images::sweep`] removes.
+#[derive(Debug)]
+pub struct Staging {
+    id: ImageId,
+    staging: PathBuf,
+    target: PathBuf,
+    parent: PathBuf,
+}
+
+impl Images {
+    /// The images below `directory`, which need not exist yet.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Starts a new image under a name not used before.
+    pub fn stage(&self, id: &ImageId) -> Result<Staging, ImageError> {
+        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        let staging = self.directory.join(format!("{STAGING_PREFIX}{id}"));
+        fs::create_dir(&staging).map_err(io_error("create", &staging))?;
+        Ok(Staging {
+            id: id.clone(),
+            staging,
+            target: self.directory.join(id.as_str()),
+            parent: self.directory.clone(),
+        })
+    }
+
+    /// Whether the image was committed.
+    pub fn is_committed(&self, id: &ImageId) -> bool {
+        self.directory.join(id.as_str()).join(MANIFEST).is_file()
+    }
+
+    /// Where a committed image is.
+    pub fn path(&self, id: &ImageId) -> PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    /// Reads the manifest and checks all that can be checked quickly: format, sizes of all files,
+    /// hashes of the small ones.
+    pub fn check(&self, id: &ImageId) -> Result<Manifest, ImageError> {
+        let directory = self.path(id);
+        let path = directory.join(MANIFEST);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ImageError::Missing(id.clone()));
+            }
+            Err(source) => return Err(ImageError::Io { step: "read", path, source }),
+        };
+        let manifest = parse(id, &text)?;
+        let damaged = |what: String| ImageError::Damaged { id: id.clone(), what };
+        for file in &manifest.files {
+            let path = directory.join(&file.name);
+            let size = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
+            if size != file.size_bytes {
+                return Err(damaged(format!(
+                    "{} has {size} bytes, {} were committed",
+                    file.name, file.size_bytes
+                )));
+            }
+            if let Some(expected) = &file.blake3
+                && hash(&path)? != *expected
+            {
+                return Err(damaged(format!("{} has another content", file.name)));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Bytes of all files of a committed image.
+    pub fn size_bytes(&self, id: &ImageId) -> Result<u64, ImageError> {
+        Ok(self.check(id)?.files.iter().map(|file| file.size_bytes).sum())
+    }
+
+    /// Deletes an image. A missing one is success.
+    pub fn delete(&self, id: &ImageId) -> Result<(), ImageError> {
+        remove(&self.path(id))
+    }
+
+    /// Deletes all staging directories and every image but `keep`: what crashes leave behind.
+    pub fn sweep(&self, keep: Option<&ImageId>) -> Result<(), ImageError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => {
+                let path = self.directory.clone();
+                return Err(ImageError::Io { step: "list", path, source });
+            }
+        };
+        for entry in entries {
+            let entry = entry.map_err(io_error("list", &self.directory))?;
+            let kept = keep.is_some_and(|id| entry.file_name() == id.as_str());
+            if !kept {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Staging {
+    /// Where the engine writes its files.
+    pub fn path(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Makes everything durable, writes the manifest and renames: the image exists when this
+    /// returns, whatever happens to the machine afterwards.
+    pub fn commit(self, engine: EngineIdentity, subject: Subject) -> Result<Manifest, ImageError> {
+        let mut files = Vec::new();
+        let entries = fs::read_dir(&self.staging).map_err(io_error("list", &self.staging))?;
+        for entry in entries {
+            let entry = entry.map_err(io_error("list", &self.staging))?;
+            let path = entry.path();
+            let file = File::open(&path).map_err(io_error("open", &path))?;
+            file.sync_all().map_err(io_error("fsync", &path))?;
+            let size_bytes = file.metadata().map_err(io_error("look at", &path))?.len();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let blake3 = if size_bytes <= HASHED_UP_TO { Some(hash(&path)?) } else { None };
+            files.push(FileEntry { name, size_bytes, blake3 });
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        let manifest =
+            Manifest { format_version: FORMAT_VERSION, id: self.id.clone(), engine, subject, files };
+        let path = self.staging.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(&manifest)
+            .map_err(|error| io_error("encode", &path)(io::Error::other(error)))?;
+        fs::write(&path, text).map_err(io_error("write", &path))?;
+        sync(&path)?;
+        sync(&self.staging)?;
+        fs::rename(&self.staging, &self.target).map_err(io_error("rename to", &self.target))?;
+        sync(&self.parent)?;
+        Ok(manifest)
+    }
+
+    /// Gives up and removes what was written.
+    pub fn discard(self) -> Result<(), ImageError> {
+        remove(&self.staging)
+    }
+}
+
+fn parse(id: &ImageId, text: &[u8]) -> Result<Manifest, ImageError> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        format_version: u32,
+    }
+    let damaged = |error: serde_json::Error| ImageError::Damaged {
+        id: id.clone(),
+        what: format!("{MANIFEST} is unreadable: {error}"),
+    };
+    let version: Version = serde_json::from_slice(text).map_err(damaged)?;
+    if version.format_version > FORMAT_VERSION {
+        return Err(ImageError::Newer { id: id.clone(), found: version.format_version });
+    }
+    let manifest: Manifest = serde_json::from_slice(text).map_err(damaged)?;
+    if manifest.id != *id {
+        let what = format!("its manifest names {}", manifest.id);
+        return Err(ImageError::Damaged { id: id.clone(), what });
+    }
+    Ok(manifest)
+}
+
+fn sync(path: &Path) -> Result<(), ImageError> {
+    let file = File::open(path).map_err(io_error("open", path))?;
+    file.sync_all().map_err(io_error("fsync", path))
+}
+
+fn hash(path: &Path) -> Result<String, ImageError> {
+    let content = fs::read(path).map_err(io_error("read", path))?;
+    Ok(blake3::hash(&content).to_hex().to_string())
+}
+
+fn remove(path: &Path) -> Result<(), ImageError> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(ImageError::Io { step: "remove", path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> EngineIdentity {
+        EngineIdentity { engine: "test".into(), version: "1".into(), build: "b".into() }
+    }
+
+    fn subject() -> Subject {
+        Subject {
+            owner: "i1".into(),
+            layers: vec!["layers/a".into()],
+            memory_bytes: 1,
+            cpu_milli: 1000,
+            frozen_at_ns: 5,
+        }
+    }
+
+    fn committed(images: &Images) -> ImageId {
+        let id = ImageId::random();
+        let staging = images.stage(&id).unwrap();
+        fs::write(staging.path().join("checkpoint.img"), b"graph").unwrap();
+        staging.commit(identity(), subject()).unwrap();
+        id
+    }
+
+    #[test]
+    fn an_image_exists_only_after_its_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(folder.path().join("images"));
+        let id = ImageId::random();
+        let staging = images.stage(&id).unwrap();
+        fs::write(staging.path().join("checkpoint.img"), b"graph").unwrap();
+        assert!(!images.is_committed(&id));
+        assert!(matches!(images.check(&id), Err(ImageError::Missing(_))));
+        staging.commit(identity(), subject()).unwrap();
+        assert!(images.is_committed(&id));
+        assert_eq!(images.check(&id).unwrap().subject, subject());
+    }
+
+    #[test]
+    fn a_changed_or_cut_file_is_reported_as_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(folder.path().to_owned());
+        let id = committed(&images);
+        let file = images.path(&id).join("checkpoint.img");
+        fs::write(&file, b"grapX").unwrap();
+        assert!(matches!(images.check(&id), Err(ImageError::Damaged { .. })));
+        fs::write(&file, b"gra").unwrap();
+        assert!(matches!(images.check(&id), Err(ImageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(folder.path().to_owned());
+        let id = committed(&images);
+        let path = images.path(&id).join(MANIFEST);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 2")).unwrap();
+        assert!(matches!(images.check(&id), Err(ImageError::Newer { found: 2, .. })));
+    }
+
+    #[test]
+    fn sweeping_keeps_only_the_image_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(folder.path().to_owned());
+        let (kept, old) = (committed(&images), committed(&images));
+        let abandoned = images.stage(&ImageId::random()).unwrap();
+        images.sweep(Some(&kept)).unwrap();
+        assert!(images.is_committed(&kept));
+        assert!(!images.is_committed(&old));
+        assert!(!abandoned.path().exists());
+    }
+}
