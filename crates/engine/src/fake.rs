@@ -103,7 +103,9 @@ impl FakeHost {
 
     /// Lets the guest count on: in memory and on its disk. False when it cannot execute.
     pub fn step(&self, id: &ExecutionId) -> bool {
-        lock(&self.executions).get_mut(id).is_some_and(FakeGuest::step)
+        lock(&self.executions)
+            .get_mut(id)
+            .is_some_and(FakeGuest::step)
     }
 
     fn meet(&self, call: Call) -> bool {
@@ -127,12 +129,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn injected(step: &str) -> EngineError {
-    EngineError::Failed { step: step.to_owned(), detail: "injected failure".to_owned() }
+    EngineError::Failed {
+        step: step.to_owned(),
+        detail: "injected failure".to_owned(),
+    }
 }
 
 fn failed(step: &str) -> impl Fn(io::Error) -> EngineError {
     let step = step.to_owned();
-    move |error| EngineError::Failed { step: step.clone(), detail: error.to_string() }
+    move |error| EngineError::Failed {
+        step: step.clone(),
+        detail: error.to_string(),
+    }
 }
 
 /// The engine of one server on a [`FakeHost`].
@@ -158,7 +166,9 @@ impl Fake {
         use_guest: impl FnOnce(&mut FakeGuest) -> T,
     ) -> Result<T, EngineError> {
         let mut executions = lock(&self.host.executions);
-        let guest = executions.get_mut(id).ok_or_else(|| EngineError::Unknown(id.clone()))?;
+        let guest = executions
+            .get_mut(id)
+            .ok_or_else(|| EngineError::Unknown(id.clone()))?;
         Ok(use_guest(guest))
     }
 
@@ -171,6 +181,10 @@ impl Fake {
 impl Engine for Fake {
     fn build(&self) -> &EngineBuild {
         &self.build
+    }
+
+    fn build_of(&self, id: &ExecutionId) -> Result<EngineBuild, EngineError> {
+        self.with(id, |_| self.build.clone())
     }
 
     fn has_build(&self, build: &BuildId) -> bool {
@@ -211,13 +225,21 @@ impl Engine for Fake {
     }
 
     async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError> {
-        let failure = |source, guest_may_have_run| StartError { guest_may_have_run, source };
+        let failure = |source, guest_may_have_run| StartError {
+            guest_may_have_run,
+            source,
+        };
         if self.host.meet(Call::Start) {
             return Err(failure(injected("start"), false));
         }
-        let in_use = lock(&self.host.executions).values().any(|guest| guest.uses(&spec.disk));
+        let in_use = lock(&self.host.executions)
+            .values()
+            .any(|guest| guest.uses(&spec.disk));
         if in_use {
-            self.host.violated(format!("two executions on the disk {}", spec.disk.display()));
+            self.host.violated(format!(
+                "two executions on the disk {}",
+                spec.disk.display()
+            ));
         }
         let silent = self.host.meet(Call::Agent);
         let prepare_fails = self.host.meet(Call::Prepare);
@@ -226,7 +248,8 @@ impl Engine for Fake {
             StartFrom::Image(image) => FakeGuest::restore(&spec.disk, image, silent, prepare_fails)
                 .map(|(guest, fits)| {
                     if !fits {
-                        self.host.violated(format!("{} restored over another disk", spec.id));
+                        self.host
+                            .violated(format!("{} restored over another disk", spec.id));
                     }
                     guest
                 }),
@@ -274,16 +297,20 @@ impl Engine for Fake {
         }
         if self.host.meet(Call::CheckpointNoSpace) {
             fs::write(image.join("checkpoint.img"), b"half").map_err(failed("checkpoint"))?;
-            return Err(EngineError::NoSpace { step: "checkpoint".to_owned() });
+            return Err(EngineError::NoSpace {
+                step: "checkpoint".to_owned(),
+            });
         }
         let (frozen, written) =
             self.with(id, |guest| (guest.is_frozen(), guest.checkpoint(image)))?;
         if !frozen {
-            self.host.violated(format!("checkpoint of {id}, which is not frozen"));
+            self.host
+                .violated(format!("checkpoint of {id}, which is not frozen"));
         }
         let content = written.map_err(failed("checkpoint"))?;
         if !lock(&self.host.used_images).insert(content) {
-            self.host.violated(format!("{id} wrote an image that was written before"));
+            self.host
+                .violated(format!("{id} wrote an image that was written before"));
         }
         Ok(())
     }
@@ -323,9 +350,14 @@ impl Engine for Fake {
     }
 
     async fn exited(&self, id: &ExecutionId) -> ExitReason {
-        let Some(mut end) = self.watch_end(id) else { return ExitReason::Exited };
+        let Some(mut end) = self.watch_end(id) else {
+            return ExitReason::Exited;
+        };
         let ended = end.wait_for(Option::is_some).await;
-        ended.ok().and_then(|reason| reason.clone()).unwrap_or(ExitReason::Exited)
+        ended
+            .ok()
+            .and_then(|reason| reason.clone())
+            .unwrap_or(ExitReason::Exited)
     }
 
     async fn dial(&self, id: &ExecutionId, port: u16) -> io::Result<TcpStream> {

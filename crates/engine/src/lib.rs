@@ -36,6 +36,9 @@ pub trait Engine: Send + Sync + 'static {
     /// The build that new executions are started with.
     fn build(&self) -> &EngineBuild;
 
+    /// The build that an execution was started with, which is the one its images need.
+    fn build_of(&self, id: &ExecutionId) -> Result<EngineBuild, EngineError>;
+
     /// Whether a build that wrote an older image is still kept on this host.
     fn has_build(&self, build: &BuildId) -> bool;
 
@@ -54,8 +57,14 @@ pub trait Engine: Send + Sync + 'static {
             Ok(Err(error)) if error.kind() == io::ErrorKind::StorageFull => {
                 Err(EngineError::NoSpace { step: step() })
             }
-            Ok(Err(error)) => Err(EngineError::Failed { step: step(), detail: error.to_string() }),
-            Err(error) => Err(EngineError::Failed { step: step(), detail: error.to_string() }),
+            Ok(Err(error)) => Err(EngineError::Failed {
+                step: step(),
+                detail: error.to_string(),
+            }),
+            Err(error) => Err(EngineError::Failed {
+                step: step(),
+                detail: error.to_string(),
+            }),
         }
     }
 

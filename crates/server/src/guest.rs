@@ -2,9 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use agent_api::{ClientError, HOST_PORT, InitReply, InitRequest};
 use engine::{Engine, ExecutionId};
 use tokio::net::TcpStream;
+
+/// One request to the agent is given this long; a start repeats it.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
 /// Opens connections to the ports of one execution.
 #[derive(Clone)]
@@ -13,14 +18,61 @@ pub struct Guest {
     execution: ExecutionId,
 }
 
+/// A failed request to the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// Nothing could be reached inside.
+    #[error("connect to the agent")]
+    Dial(#[from] io::Error),
+    /// The agent did not do it.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    /// The agent took too long.
+    #[error("the agent did not answer within {REQUEST_LIMIT:?}")]
+    Slow,
+}
+
 impl Guest {
     /// The way into `execution`.
     pub fn new(engine: Arc<dyn Engine>, execution: ExecutionId) -> Self {
         Self { engine, execution }
     }
 
+    /// Which execution it leads into; a new run of a sandbox has another one.
+    pub fn execution(&self) -> &ExecutionId {
+        &self.execution
+    }
+
     /// Connects to a port on the guest's network interface.
     pub async fn dial(&self, port: u16) -> io::Result<TcpStream> {
         self.engine.dial(&self.execution, port).await
+    }
+
+    /// Tells the agent which sandbox it is in.
+    pub async fn init(&self, request: &InitRequest) -> Result<InitReply, GuestError> {
+        let call = async {
+            let stream = self.dial(HOST_PORT).await?;
+            Ok(agent_api::client::init(stream, request).await?)
+        };
+        tokio::time::timeout(REQUEST_LIMIT, call)
+            .await
+            .unwrap_or(Err(GuestError::Slow))
+    }
+
+    /// Asks whether the agent answers.
+    pub async fn health(&self) -> Result<(), GuestError> {
+        let call = async {
+            let stream = self.dial(HOST_PORT).await?;
+            Ok(agent_api::client::health(stream).await?)
+        };
+        tokio::time::timeout(REQUEST_LIMIT, call)
+            .await
+            .unwrap_or(Err(GuestError::Slow))
+    }
+
+    /// Lets the agent write back and trim before a pause. The caller bounds the time.
+    pub async fn prepare(&self) -> Result<(), GuestError> {
+        let stream = self.dial(HOST_PORT).await?;
+        Ok(agent_api::client::prepare(stream).await?)
     }
 }

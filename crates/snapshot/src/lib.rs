@@ -15,5 +15,5 @@
 mod manifest;
 mod store;
 
-pub use manifest::{EngineIdentity, FileEntry, ImageId, Manifest, Subject, FORMAT_VERSION};
+pub use manifest::{EngineIdentity, FORMAT_VERSION, FileEntry, ImageId, Manifest, Subject};
 pub use store::{ImageError, Images, Staging};

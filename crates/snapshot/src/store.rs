@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::manifest::{EngineIdentity, FileEntry, ImageId, Manifest, Subject, FORMAT_VERSION};
+use crate::manifest::{EngineIdentity, FORMAT_VERSION, FileEntry, ImageId, Manifest, Subject};
 
 const STAGING_PREFIX: &str = ".staging-";
 const MANIFEST: &str = "manifest.json";
@@ -18,7 +18,9 @@ pub enum ImageError {
     #[error("image {0} does not exist")]
     Missing(ImageId),
     /// It was written by a newer SandBase.
-    #[error("image {id} has format {found}, this build reads up to {FORMAT_VERSION}; upgrade SandBase")]
+    #[error(
+        "image {id} has format {found}, this build reads up to {FORMAT_VERSION}; upgrade SandBase"
+    )]
     Newer {
         /// Which image.
         id: ImageId,
@@ -114,13 +116,24 @@ impl Images {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(ImageError::Missing(id.clone()));
             }
-            Err(source) => return Err(ImageError::Io { step: "read", path, source }),
+            Err(source) => {
+                return Err(ImageError::Io {
+                    step: "read",
+                    path,
+                    source,
+                });
+            }
         };
         let manifest = parse(id, &text)?;
-        let damaged = |what: String| ImageError::Damaged { id: id.clone(), what };
+        let damaged = |what: String| ImageError::Damaged {
+            id: id.clone(),
+            what,
+        };
         for file in &manifest.files {
             let path = directory.join(&file.name);
-            let size = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
+            let size = fs::metadata(&path)
+                .map_err(io_error("look at", &path))?
+                .len();
             if size != file.size_bytes {
                 return Err(damaged(format!(
                     "{} has {size} bytes, {} were committed",
@@ -138,7 +151,12 @@ impl Images {
 
     /// Bytes of all files of a committed image.
     pub fn size_bytes(&self, id: &ImageId) -> Result<u64, ImageError> {
-        Ok(self.check(id)?.files.iter().map(|file| file.size_bytes).sum())
+        Ok(self
+            .check(id)?
+            .files
+            .iter()
+            .map(|file| file.size_bytes)
+            .sum())
     }
 
     /// Deletes an image. A missing one is success.
@@ -146,24 +164,57 @@ impl Images {
         remove(&self.path(id))
     }
 
-    /// Deletes all staging directories and every image but `keep`: what crashes leave behind.
-    pub fn sweep(&self, keep: Option<&ImageId>) -> Result<(), ImageError> {
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => {
-                let path = self.directory.clone();
-                return Err(ImageError::Io { step: "list", path, source });
-            }
-        };
-        for entry in entries {
-            let entry = entry.map_err(io_error("list", &self.directory))?;
-            let kept = keep.is_some_and(|id| entry.file_name() == id.as_str());
-            if !kept {
-                remove(&entry.path())?;
-            }
+    /// Every committed image.
+    pub fn list(&self) -> Result<Vec<ImageId>, ImageError> {
+        let names = self.names()?;
+        let ids = names.iter().filter_map(|name| ImageId::parse(name));
+        Ok(ids.filter(|id| self.is_committed(id)).collect())
+    }
+
+    /// Deletes what unfinished pauses left, and no committed image.
+    pub fn sweep_staging(&self) -> Result<(), ImageError> {
+        for name in self
+            .names()?
+            .iter()
+            .filter(|name| name.starts_with(STAGING_PREFIX))
+        {
+            remove(&self.directory.join(name))?;
         }
         Ok(())
+    }
+
+    /// Deletes all staging directories and every image but `keep`: what crashes leave behind. No
+    /// execution may be reading one of them.
+    pub fn sweep(&self, keep: Option<&ImageId>) -> Result<(), ImageError> {
+        for name in self
+            .names()?
+            .iter()
+            .filter(|name| keep.is_none_or(|id| *name != id.as_str()))
+        {
+            remove(&self.directory.join(name))?;
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<String>, ImageError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => {
+                let path = self.directory.clone();
+                return Err(ImageError::Io {
+                    step: "list",
+                    path,
+                    source,
+                });
+            }
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io_error("list", &self.directory))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
     }
 }
 
@@ -185,12 +236,25 @@ impl Staging {
             file.sync_all().map_err(io_error("fsync", &path))?;
             let size_bytes = file.metadata().map_err(io_error("look at", &path))?.len();
             let name = entry.file_name().to_string_lossy().into_owned();
-            let blake3 = if size_bytes <= HASHED_UP_TO { Some(hash(&path)?) } else { None };
-            files.push(FileEntry { name, size_bytes, blake3 });
+            let blake3 = if size_bytes <= HASHED_UP_TO {
+                Some(hash(&path)?)
+            } else {
+                None
+            };
+            files.push(FileEntry {
+                name,
+                size_bytes,
+                blake3,
+            });
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
-        let manifest =
-            Manifest { format_version: FORMAT_VERSION, id: self.id.clone(), engine, subject, files };
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            id: self.id.clone(),
+            engine,
+            subject,
+            files,
+        };
         let path = self.staging.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(|error| io_error("encode", &path)(io::Error::other(error)))?;
@@ -219,12 +283,18 @@ fn parse(id: &ImageId, text: &[u8]) -> Result<Manifest, ImageError> {
     };
     let version: Version = serde_json::from_slice(text).map_err(damaged)?;
     if version.format_version > FORMAT_VERSION {
-        return Err(ImageError::Newer { id: id.clone(), found: version.format_version });
+        return Err(ImageError::Newer {
+            id: id.clone(),
+            found: version.format_version,
+        });
     }
     let manifest: Manifest = serde_json::from_slice(text).map_err(damaged)?;
     if manifest.id != *id {
         let what = format!("its manifest names {}", manifest.id);
-        return Err(ImageError::Damaged { id: id.clone(), what });
+        return Err(ImageError::Damaged {
+            id: id.clone(),
+            what,
+        });
     }
     Ok(manifest)
 }
@@ -243,7 +313,11 @@ fn remove(path: &Path) -> Result<(), ImageError> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(ImageError::Io { step: "remove", path: path.to_owned(), source }),
+        Err(source) => Err(ImageError::Io {
+            step: "remove",
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -252,7 +326,11 @@ mod tests {
     use super::*;
 
     fn identity() -> EngineIdentity {
-        EngineIdentity { engine: "test".into(), version: "1".into(), build: "b".into() }
+        EngineIdentity {
+            engine: "test".into(),
+            version: "1".into(),
+            build: "b".into(),
+        }
     }
 
     fn subject() -> Subject {
@@ -306,8 +384,15 @@ mod tests {
         let id = committed(&images);
         let path = images.path(&id).join(MANIFEST);
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 2")).unwrap();
-        assert!(matches!(images.check(&id), Err(ImageError::Newer { found: 2, .. })));
+        fs::write(
+            &path,
+            text.replace("\"format_version\": 1", "\"format_version\": 2"),
+        )
+        .unwrap();
+        assert!(matches!(
+            images.check(&id),
+            Err(ImageError::Newer { found: 2, .. })
+        ));
     }
 
     #[test]

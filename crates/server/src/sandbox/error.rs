@@ -40,6 +40,9 @@ pub enum SandboxError {
     /// Free disk space is too low to do this safely; nothing was changed.
     #[error("not enough free disk space on the host: {0}")]
     NoSpace(String),
+    /// The agent did not answer and the pause depends on it; nothing was changed.
+    #[error("the agent inside sandbox \"{0}\" does not answer; it was not paused")]
+    GuestUnresponsive(SandboxId),
     /// The transition failed and the sandbox is in the state it had before.
     #[error("{action} failed, the sandbox is {left_as}: {cause}")]
     Failed {

@@ -26,7 +26,9 @@ impl SandboxId {
         };
         let valid = !id.is_empty()
             && text.len() <= 64
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         valid.then(|| Self(id.to_owned()))
     }
 

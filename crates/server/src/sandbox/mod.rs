@@ -1,13 +1,44 @@
 //! The heart: what a sandbox is, which state it is in, and what may happen to it.
+//!
+//! [`state`] decides, purely. One [`driver`] task per sandbox carries out what is decided and is
+//! the only writer of its record; [`registry`] finds the driver of an id. The transitions
+//! themselves are in [`create`], [`pause`], [`resume`] and [`kill`].
+//!
+//! Invariants, each with a test in `tests/it/lifecycle.rs`:
+//!
+//! 1. A sandbox has at most one live execution, and a paused one has none.
+//! 2. The rename of the image is the commit point of a pause: an error before it leaves the
+//!    sandbox running, a crash after it leaves it paused.
+//! 3. An image is restored only over exactly the disk it was taken with.
+//! 4. A failed resume leaves the sandbox paused.
+//! 5. Every transient state is journaled before its first side effect, every end after its last.
+//! 6. A killed sandbox never comes back and leaves nothing behind.
 
+mod context;
+mod create;
+mod driver;
 mod error;
+mod faults;
+mod files;
 mod id;
+mod kill;
+mod launch;
+mod pause;
+mod record;
+mod recovery;
 mod registry;
+mod resume;
+pub mod state;
+mod transition;
 mod view;
 
+pub use context::Settings;
 pub use error::SandboxError;
+pub use faults::{Fault, Faults, Step};
 pub use id::SandboxId;
-pub use registry::{Connected, Sandboxes};
+pub use record::{Record, Run, SandboxSpec};
+pub use registry::{Connected, Parts, Sandboxes};
 pub use view::{
-    CreateRequest, Lifecycle, OnTimeout, PauseMode, PublicState, ResumeFrom, Route, SandboxView,
+    CreateRequest, Lifecycle, OnTimeout, PauseMode, PauseRequest, PublicState, ResumeFrom, Route,
+    SandboxView,
 };

@@ -1,13 +1,29 @@
-//! All sandboxes by id.
+//! All sandboxes by id, and the calls that others make about them.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::{
-    CreateRequest, PauseMode, ResumeFrom, Route, SandboxError, SandboxId, SandboxView,
-};
+use engine::{Engine, ExecutionId};
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
 
-/// Every sandbox of this server. Cheap to clone through an `Arc`.
-pub struct Sandboxes {}
+use super::context::Context;
+use super::driver::{Driver, Message, Published, Request, Work};
+use super::state::State;
+use super::{
+    CreateRequest, Faults, PauseRequest, PublicState, Record, ResumeFrom, Route, Run, SandboxError,
+    SandboxId, SandboxSpec, SandboxView, Settings, create,
+};
+use crate::db::{Db, DbError};
+use crate::template::Templates;
+
+/// After an auto-resume a sandbox runs at least this long.
+const AUTO_RESUME_AT_LEAST: Duration = Duration::from_secs(300);
+/// Messages that may wait for a driver; more make the callers wait.
+const INBOX: usize = 64;
 
 /// How a connect was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +34,174 @@ pub enum Connected {
     Resumed,
 }
 
-#[expect(unused_variables, clippy::todo, reason = "interface first; bodies follow")]
+/// What a registry is made of.
+pub struct Parts {
+    /// Runs executions.
+    pub engine: Arc<dyn Engine>,
+    /// The journal.
+    pub db: Db,
+    /// Where sandboxes keep their files.
+    pub data_dir: PathBuf,
+    /// Bounds.
+    pub settings: Settings,
+    /// What sandboxes are made from.
+    pub templates: Templates,
+    /// For tests; `Faults::default()` otherwise.
+    pub faults: Faults,
+    /// Owns all tasks.
+    pub tasks: TaskTracker,
+}
+
+/// Every sandbox of this server.
+pub struct Sandboxes {
+    context: Arc<Context>,
+    templates: Templates,
+    live: Live,
+}
+
+/// The drivers by sandbox.
+#[derive(Clone, Default)]
+pub(super) struct Live {
+    drivers: Arc<RwLock<HashMap<SandboxId, Handle>>>,
+}
+
+#[derive(Clone)]
+struct Handle {
+    inbox: mpsc::Sender<Message>,
+    published: watch::Receiver<Published>,
+}
+
+impl Live {
+    pub(super) fn remove(&self, id: &SandboxId) {
+        self.drivers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+    }
+
+    fn insert(&self, id: SandboxId, handle: Handle) {
+        self.drivers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, handle);
+    }
+
+    fn find(&self, id: &SandboxId) -> Option<Handle> {
+        self.drivers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
+    }
+
+    fn all(&self) -> Vec<Handle> {
+        let drivers = self.drivers.read().unwrap_or_else(PoisonError::into_inner);
+        drivers.values().cloned().collect()
+    }
+
+    /// Refuses when `most` sandboxes other than `newcomer` have an execution.
+    pub(super) fn admit(&self, newcomer: &SandboxId, most: usize) -> Result<(), SandboxError> {
+        let drivers = self.drivers.read().unwrap_or_else(PoisonError::into_inner);
+        let running = drivers.iter().filter(|(id, handle)| {
+            *id != newcomer && handle.published.borrow().record.state.execution().is_some()
+        });
+        if running.count() < most {
+            Ok(())
+        } else {
+            Err(SandboxError::TooMany(most))
+        }
+    }
+}
+
 impl Sandboxes {
+    /// Takes over everything the journal and the host hold, then serves. Sandboxes whose
+    /// transition a crash interrupted finish it in the background; requests about them wait.
+    pub async fn open(parts: Parts) -> Result<Self, OpenError> {
+        let context = Arc::new(Context {
+            engine: parts.engine,
+            db: parts.db,
+            data_dir: parts.data_dir,
+            settings: parts.settings,
+            faults: parts.faults,
+            tasks: parts.tasks,
+        });
+        let sandboxes = Self {
+            context,
+            templates: parts.templates,
+            live: Live::default(),
+        };
+        for (record, work) in super::recovery::recover(&sandboxes.context).await? {
+            sandboxes.drive(record, work, None);
+        }
+        Ok(sandboxes)
+    }
+
+    fn drive(&self, record: Record, work: Option<Work>, first: Option<Message>) {
+        let id = record.id.clone();
+        let (inbox, messages) = mpsc::channel(INBOX);
+        let (mut driver, published) = Driver::new(
+            Arc::clone(&self.context),
+            self.live.clone(),
+            record,
+            work,
+            messages,
+        );
+        if let Some(message) = first {
+            driver.join(message);
+        }
+        self.live.insert(id, Handle { inbox, published });
+        self.context.tasks.spawn(driver.run());
+    }
+
     /// Makes a sandbox and returns when its agent answers.
     pub async fn create(&self, request: CreateRequest) -> Result<SandboxView, SandboxError> {
-        todo!()
+        self.check_timeout(request.timeout)?;
+        let template = self.templates.find(&request.template);
+        let template =
+            template.ok_or_else(|| SandboxError::TemplateNotFound(request.template.clone()))?;
+        let id = SandboxId::random();
+        self.live.admit(&id, self.context.settings.max_running)?;
+        let execution = ExecutionId::random();
+        let record = Record {
+            id,
+            generation: 1,
+            state: State::Creating {
+                execution: execution.clone(),
+            },
+            spec: SandboxSpec {
+                template_id: template.id.clone(),
+                alias: template.alias.clone(),
+                layers: template.layers.clone(),
+                build: engine::BuildId(template.manifest.engine.build.clone()),
+                limits: template.limits,
+                metadata: request.metadata,
+                env_vars: request.env_vars,
+                access_token: crate::random::hex(32),
+                allow_internet_access: request.allow_internet_access,
+                lifecycle: request.lifecycle,
+                create_timeout: request.timeout,
+            },
+            run: Run::starting_now(request.timeout, self.context.settings.max_run),
+        };
+        self.context
+            .db
+            .insert(record.clone())
+            .await
+            .map_err(|error| SandboxError::Failed {
+                action: "create",
+                left_as: "gone",
+                cause: format!("the journal cannot be written: {error:?}"),
+            })?;
+        let context = Arc::clone(&self.context);
+        let work = create::create(context, record.clone(), template, execution);
+        let (reply, answer) = oneshot::channel();
+        let message = Message {
+            request: Request::Created,
+            reply,
+        };
+        self.drive(record, Some(Box::pin(work)), Some(message));
+        let (view, _) = answer.await.map_err(|_| SandboxError::ShuttingDown)??;
+        view.ok_or(SandboxError::ShuttingDown)
     }
 
     /// Makes sure it runs for at least `timeout` from now, resuming it if it is paused.
@@ -32,7 +211,12 @@ impl Sandboxes {
         timeout: Duration,
         from: ResumeFrom,
     ) -> Result<(SandboxView, Connected), SandboxError> {
-        todo!()
+        self.check_timeout(timeout)?;
+        let (view, connected) = self.ask(id, Request::Connect { timeout, from }).await?;
+        Ok((
+            view.ok_or_else(|| SandboxError::NotFound(id.clone()))?,
+            connected,
+        ))
     }
 
     /// Resumes a paused one; refused when it runs.
@@ -42,48 +226,154 @@ impl Sandboxes {
         timeout: Duration,
         from: ResumeFrom,
     ) -> Result<SandboxView, SandboxError> {
-        todo!()
+        self.check_timeout(timeout)?;
+        let (view, _) = self.ask(id, Request::Resume { timeout, from }).await?;
+        view.ok_or_else(|| SandboxError::NotFound(id.clone()))
     }
 
     /// Pauses it and returns when the saved state is durable.
-    pub async fn pause(&self, id: &SandboxId, mode: PauseMode) -> Result<(), SandboxError> {
-        todo!()
+    pub async fn pause(&self, id: &SandboxId, request: PauseRequest) -> Result<(), SandboxError> {
+        self.ask(id, Request::Pause(request)).await.map(drop)
     }
 
     /// Ends it and deletes all it has, from any state.
     pub async fn kill(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        todo!()
+        self.ask(id, Request::Kill).await.map(drop)
     }
 
     /// Sets the deadline of a running one to `timeout` from now; zero expires it at once.
     pub async fn set_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), SandboxError> {
-        todo!()
+        self.ask(id, Request::SetTimeout(timeout)).await.map(drop)
     }
 
     /// Moves the deadline of a running one to `duration` from now if that is later.
     pub async fn extend(&self, id: &SandboxId, duration: Duration) -> Result<(), SandboxError> {
-        todo!()
+        self.ask(id, Request::Extend(duration)).await.map(drop)
     }
 
     /// One sandbox.
     pub fn get(&self, id: &SandboxId) -> Result<SandboxView, SandboxError> {
-        todo!()
+        let handle = self.find(id)?;
+        let view = handle.published.borrow().record.view();
+        view.ok_or_else(|| SandboxError::NotFound(id.clone()))
     }
 
     /// All sandboxes, in no order.
     pub fn list(&self) -> Vec<SandboxView> {
-        todo!()
+        let all = self.live.all();
+        all.iter()
+            .filter_map(|handle| handle.published.borrow().record.view())
+            .collect()
     }
 
     /// The way to a running sandbox. `NotFound` for unknown ones, `Paused` for paused ones; waits
     /// for nothing.
     pub fn route(&self, id: &SandboxId) -> Result<Route, SandboxError> {
-        todo!()
+        let handle = self.find(id)?;
+        let published = handle.published.borrow();
+        match &published.record.state {
+            State::Running { execution } if !published.ended.is_cancelled() => Ok(Route {
+                guest: self.context.guest(execution),
+                ended: published.ended.clone(),
+            }),
+            State::Running { .. }
+            | State::Pausing { .. }
+            | State::Paused { .. }
+            | State::Resuming { .. } => Err(SandboxError::Paused(id.clone())),
+            State::Creating { .. } | State::Killing { .. } => {
+                Err(SandboxError::NotFound(id.clone()))
+            }
+        }
     }
 
     /// Like [`route`](Self::route), but resumes a paused sandbox that has auto-resume on and waits
     /// for a transition in flight. `Paused` when it is paused and may not be resumed by traffic.
     pub async fn route_or_resume(&self, id: &SandboxId) -> Result<Route, SandboxError> {
-        todo!()
+        let paused = match self.route(id) {
+            Err(paused @ SandboxError::Paused(_)) => paused,
+            other => return other,
+        };
+        let record = Arc::clone(&self.find(id)?.published.borrow().record);
+        // Traffic may wake a sandbox, not reboot it.
+        let keeps_memory = record.view().is_some_and(|view| {
+            view.state == PublicState::Paused && view.pause_mode == Some(super::PauseMode::Full)
+        });
+        let waking = matches!(record.state, State::Resuming { .. });
+        if !waking && !(record.spec.lifecycle.auto_resume && keeps_memory) {
+            return Err(paused);
+        }
+        let timeout = record.spec.create_timeout.max(AUTO_RESUME_AT_LEAST);
+        let timeout = timeout.min(self.context.settings.max_run);
+        self.ask(
+            id,
+            Request::Connect {
+                timeout,
+                from: ResumeFrom::Saved,
+            },
+        )
+        .await?;
+        self.route(id)
     }
+
+    /// Waits until no transition is in flight, at most until the deadline of the caller.
+    pub async fn settle(&self) {
+        for handle in self.live.all() {
+            let mut published = handle.published;
+            // An error means that the sandbox is gone, which is settled too.
+            let _ = published
+                .wait_for(|now| match now.record.state {
+                    State::Running { .. } | State::Paused { .. } => true,
+                    State::Creating { .. }
+                    | State::Pausing { .. }
+                    | State::Resuming { .. }
+                    | State::Killing { .. } => false,
+                })
+                .await;
+        }
+    }
+
+    fn find(&self, id: &SandboxId) -> Result<Handle, SandboxError> {
+        self.live
+            .find(id)
+            .ok_or_else(|| SandboxError::NotFound(id.clone()))
+    }
+
+    async fn ask(&self, id: &SandboxId, request: Request) -> super::driver::Answer {
+        let handle = self.find(id)?;
+        let (reply, answer) = oneshot::channel();
+        let gone = || SandboxError::NotFound(id.clone());
+        handle
+            .inbox
+            .send(Message { request, reply })
+            .await
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| SandboxError::ShuttingDown)?
+    }
+
+    fn check_timeout(&self, timeout: Duration) -> Result<(), SandboxError> {
+        let most = self.context.settings.max_run;
+        if timeout <= most {
+            return Ok(());
+        }
+        Err(SandboxError::TimeoutTooLong {
+            asked: timeout.as_secs(),
+            most: most.as_secs(),
+        })
+    }
+
+    /// When the current run of a sandbox ends, for tests of deadlines.
+    pub fn deadline(&self, id: &SandboxId) -> Result<OffsetDateTime, SandboxError> {
+        Ok(self.get(id)?.end_at)
+    }
+}
+
+/// Why the sandboxes could not be taken over at start. Nothing was deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The journal cannot be read.
+    #[error("read the journal of sandboxes")]
+    Journal(#[from] DbError),
+    /// The engine cannot tell what is on the host.
+    #[error("look for executions on this host")]
+    Engine(#[from] engine::EngineError),
 }

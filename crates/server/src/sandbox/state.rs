@@ -21,7 +21,7 @@ use engine::{ExecutionId, ExecutionStatus, ExitReason};
 use serde::{Deserialize, Serialize};
 use snapshot::ImageId;
 
-use super::PauseMode;
+use super::{PauseMode, PauseRequest};
 
 /// Where a sandbox is. Exactly this is in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +120,7 @@ pub enum StartPoint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Save and stop it.
-    Pause(PauseMode),
+    Pause(PauseRequest),
     /// Run it again; refused when it runs.
     Resume,
     /// Run it again unless it already does.
@@ -154,7 +154,7 @@ pub enum Decision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transition {
     /// Save and stop.
-    Pause(PauseMode),
+    Pause(PauseRequest),
     /// Start from what was saved.
     Resume,
     /// Delete all.
@@ -203,7 +203,7 @@ pub fn decide(state: &State, command: &Command) -> Decision {
         // Nobody but the creating call knows the id yet.
         (State::Creating { .. }, _) => Refuse(Refusal::NotFound),
 
-        (State::Running { .. }, Command::Pause(mode)) => Begin(Transition::Pause(*mode)),
+        (State::Running { .. }, Command::Pause(request)) => Begin(Transition::Pause(*request)),
         (State::Running { .. }, Command::Resume) => Refuse(Refusal::AlreadyRunning),
         (State::Running { .. }, Command::Connect | Command::SetDeadline) => AlreadySo,
         (State::Running { .. }, Command::Kill) => Begin(Transition::Kill),
@@ -247,9 +247,9 @@ pub fn begin(
     fresh: FreshNames,
 ) -> Option<State> {
     match (state, transition) {
-        (State::Running { execution }, Transition::Pause(mode)) => Some(State::Pausing {
+        (State::Running { execution }, Transition::Pause(request)) => Some(State::Pausing {
             execution: execution.clone(),
-            target: match mode {
+            target: match request.mode {
                 PauseMode::Full => PauseTarget::Memory { image: fresh.image },
                 PauseMode::Filesystem => PauseTarget::Disk,
             },
@@ -262,14 +262,14 @@ pub fn begin(
                 Saved::Disk { .. } => StartPoint::Disk,
             },
         }),
-        (State::Running { execution }, Transition::Kill) => {
-            Some(State::Killing { execution: Some(execution.clone()) })
-        }
+        (State::Running { execution }, Transition::Kill) => Some(State::Killing {
+            execution: Some(execution.clone()),
+        }),
         (State::Paused { .. }, Transition::Kill) => Some(State::Killing { execution: None }),
         // Losing an execution has no commit of its own: the state stays as it is until cleaned up.
-        (State::Running { execution }, Transition::Lose(_)) => {
-            Some(State::Running { execution: execution.clone() })
-        }
+        (State::Running { execution }, Transition::Lose(_)) => Some(State::Running {
+            execution: execution.clone(),
+        }),
         (
             State::Creating { .. }
             | State::Running { .. }
@@ -309,12 +309,14 @@ pub enum Next {
 pub fn after(state: &State, outcome: &Outcome) -> Next {
     let lost = |reason: &ExitReason| {
         let reason = DiskReason::ExecutionLost(reason.clone());
-        Next::State(State::Paused { saved: Saved::Disk { reason } })
+        Next::State(State::Paused {
+            saved: Saved::Disk { reason },
+        })
     };
     match (state, outcome) {
-        (State::Creating { execution }, Outcome::Done) => {
-            Next::State(State::Running { execution: execution.clone() })
-        }
+        (State::Creating { execution }, Outcome::Done) => Next::State(State::Running {
+            execution: execution.clone(),
+        }),
         (
             State::Creating { .. },
             Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryStale,
@@ -325,26 +327,34 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
             Next::State(state.clone())
         }
 
-        (State::Pausing { target, .. }, Outcome::Done) => {
-            Next::State(State::Paused { saved: target_reached(target) })
-        }
+        (State::Pausing { target, .. }, Outcome::Done) => Next::State(State::Paused {
+            saved: target_reached(target),
+        }),
         (State::Pausing { execution, .. }, Outcome::Undone | Outcome::MemoryStale) => {
-            Next::State(State::Running { execution: execution.clone() })
+            Next::State(State::Running {
+                execution: execution.clone(),
+            })
         }
         (State::Pausing { .. }, Outcome::ExecutionLost(reason)) => lost(reason),
 
         (State::Paused { .. }, _) => Next::State(state.clone()),
 
-        (State::Resuming { execution, .. }, Outcome::Done) => {
-            Next::State(State::Running { execution: execution.clone() })
-        }
+        (State::Resuming { execution, .. }, Outcome::Done) => Next::State(State::Running {
+            execution: execution.clone(),
+        }),
         (State::Resuming { saved, .. }, Outcome::Undone | Outcome::ExecutionLost(_)) => {
-            Next::State(State::Paused { saved: saved.clone() })
+            Next::State(State::Paused {
+                saved: saved.clone(),
+            })
         }
         (State::Resuming { saved, .. }, Outcome::MemoryStale) => {
             let saved = match saved {
-                Saved::Memory { .. } => Saved::Disk { reason: DiskReason::MemoryStale },
-                Saved::Disk { reason } => Saved::Disk { reason: reason.clone() },
+                Saved::Memory { .. } => Saved::Disk {
+                    reason: DiskReason::MemoryStale,
+                },
+                Saved::Disk { reason } => Saved::Disk {
+                    reason: reason.clone(),
+                },
             };
             Next::State(State::Paused { saved })
         }
@@ -359,31 +369,33 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
 
 fn target_reached(target: &PauseTarget) -> Saved {
     match target {
-        PauseTarget::Memory { image } => Saved::Memory { image: image.clone() },
-        PauseTarget::Disk => Saved::Disk { reason: DiskReason::Asked },
+        PauseTarget::Memory { image } => Saved::Memory {
+            image: image.clone(),
+        },
+        PauseTarget::Disk => Saved::Disk {
+            reason: DiskReason::Asked,
+        },
     }
 }
 
 /// What to do with a journaled state after a crash of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recovery {
-    /// Take over the live execution (thawing it if frozen): it is running.
-    Adopt(ExecutionId),
-    /// Take over an execution that was being started; it is running if its agent answers, else it
-    /// is destroyed and the sandbox is paused as before.
-    AdoptStarted(ExecutionId),
-    /// Destroy what is left of an execution of a failed start, then look at the disk to see
-    /// whether the memory image still fits it.
+    /// Nothing was under way and nothing exists on the host.
+    Rest,
+    /// Take over the live execution, thawing it if it is frozen. If that works, the transition
+    /// that was under way ends with this outcome.
+    Adopt(ExecutionId, Outcome),
+    /// Take over an execution that was being started. It is running if its agent answers; else the
+    /// start is undone.
+    FinishStart(ExecutionId),
+    /// Destroy what is left of a start, then look at the disk to see whether the memory image
+    /// still fits it.
     UndoStart(ExecutionId),
-    /// Destroy what is left of the execution; this is the state then.
-    Settle {
-        /// What to clean up, if anything.
-        execution: Option<ExecutionId>,
-        /// The state to go on in.
-        state: State,
-    },
+    /// Destroy what is left of the execution; the transition then has this outcome.
+    CleanUp(ExecutionId, Outcome),
     /// Delete everything and forget the sandbox.
-    Delete(Option<ExecutionId>),
+    Delete,
 }
 
 /// Decides what becomes of a journaled state, given what was `found` of its execution on the host
@@ -393,34 +405,28 @@ pub fn recover(state: &State, found: Option<ExecutionStatus>, committed: bool) -
         Some(ExecutionStatus::Running | ExecutionStatus::Frozen) => true,
         Some(ExecutionStatus::Dead) | None => false,
     };
-    let lost = || State::Paused {
-        saved: Saved::Disk { reason: DiskReason::ExecutionLost(ExitReason::Exited) },
-    };
+    let lost = Outcome::ExecutionLost(ExitReason::Exited);
     match state {
         // The caller never got an answer: it is as if it had not been asked for.
-        State::Creating { execution } => Recovery::Delete(Some(execution.clone())),
-        State::Running { execution } if alive => Recovery::Adopt(execution.clone()),
-        State::Running { execution } => {
-            Recovery::Settle { execution: Some(execution.clone()), state: lost() }
-        }
+        State::Creating { .. } | State::Killing { .. } => Recovery::Delete,
+        State::Running { execution } if alive => Recovery::Adopt(execution.clone(), Outcome::Done),
+        State::Running { execution } => Recovery::CleanUp(execution.clone(), lost),
         State::Pausing { execution, target } => match (target, committed, alive) {
-            (PauseTarget::Memory { .. }, true, _) | (PauseTarget::Disk, _, false) => {
-                Recovery::Settle {
-                    execution: Some(execution.clone()),
-                    state: State::Paused { saved: target_reached(target) },
-                }
+            (PauseTarget::Memory { .. }, true, _) => {
+                Recovery::CleanUp(execution.clone(), Outcome::Done)
             }
+            // Only a pause destroys an execution that is not lost, and it syncs the disk first.
+            (PauseTarget::Disk, _, false) => Recovery::CleanUp(execution.clone(), Outcome::Done),
             (PauseTarget::Memory { .. }, false, true) | (PauseTarget::Disk, _, true) => {
-                Recovery::Adopt(execution.clone())
+                Recovery::Adopt(execution.clone(), Outcome::Undone)
             }
             (PauseTarget::Memory { .. }, false, false) => {
-                Recovery::Settle { execution: Some(execution.clone()), state: lost() }
+                Recovery::CleanUp(execution.clone(), lost)
             }
         },
-        State::Paused { .. } => Recovery::Settle { execution: None, state: state.clone() },
-        State::Resuming { execution, .. } if alive => Recovery::AdoptStarted(execution.clone()),
+        State::Paused { .. } => Recovery::Rest,
+        State::Resuming { execution, .. } if alive => Recovery::FinishStart(execution.clone()),
         State::Resuming { execution, .. } => Recovery::UndoStart(execution.clone()),
-        State::Killing { execution } => Recovery::Delete(execution.clone()),
     }
 }
 

@@ -29,6 +29,16 @@ pub enum PauseMode {
     Filesystem,
 }
 
+/// A request to pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PauseRequest {
+    /// What to keep.
+    pub mode: PauseMode,
+    /// Refuse, changing nothing, when the agent does not answer (`requireHealthyGuest`). A
+    /// filesystem-only pause always does, because the agent writes back what the guest holds.
+    pub require_healthy_guest: bool,
+}
+
 /// What a resume starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResumeFrom {

@@ -1,0 +1,169 @@
+//! From a configuration to a serving server, and down again.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use engine::Engine;
+use engine::gvisor::{self, Gvisor};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{ApiKey, HttpState};
+use crate::config::Config;
+use crate::db::Db;
+use crate::sandbox::{Faults, Parts, Sandboxes};
+use crate::template::{self, BaseOptions, Templates};
+use crate::listener;
+
+/// How long transitions in flight may take to end when the server is told to stop. Whatever does
+/// not end in this time is finished or undone at the next start.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Serves until SIGTERM or SIGINT. Running sandboxes go on running without the server and are
+/// taken over by the next one.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let data_dir = prepare_data_dir(&config.data_dir)?;
+    let _only_server = lock(&data_dir)?;
+    let key = ApiKey::load_or_create(&data_dir.join("api-key")).context("get the API key")?;
+    // Before anything slow: an address in use is said at once.
+    let listeners = bind(&config).await?;
+    let engine = open_engine(&config, &data_dir)?;
+
+    let base = BaseOptions {
+        data_dir: data_dir.clone(),
+        agent: agent_binary(&config)?,
+        rootfs: config.template.base_rootfs.clone(),
+        limits: config.sandbox.limits(),
+    };
+    let say = |step: &str| tracing::info!("{step}");
+    let base = template::ensure_base(&engine, &base, &say).await.context("make template base")?;
+
+    let tasks = TaskTracker::new();
+    let sandboxes = Sandboxes::open(Parts {
+        engine,
+        db: Db::open(&data_dir.join("sandbase.db")).context("open the journal")?,
+        data_dir,
+        settings: config.sandbox.settings(),
+        templates: Templates::new(vec![Arc::new(base)]),
+        faults: Faults::default(),
+        tasks: tasks.clone(),
+    });
+    let sandboxes = Arc::new(sandboxes.await.context("take over the sandboxes")?);
+
+    let domain = config.domain();
+    print_exports(&domain, &key).context("print how to use the server")?;
+    let state =
+        HttpState::new(Arc::clone(&sandboxes), key, domain, config.sandbox_hosts.clone());
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(listener::serve(listeners, state, shutdown.clone()));
+    wait_for_signal().await?;
+    tracing::info!("stopping; running sandboxes go on without the server");
+    shutdown.cancel();
+    if tokio::time::timeout(SHUTDOWN_LIMIT, sandboxes.settle()).await.is_err() {
+        tracing::warn!("a transition did not end in time; the next start finishes or undoes it");
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+    Ok(())
+}
+
+fn prepare_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(path)
+        .with_context(|| format!("create the data directory {}", path.display()))?;
+    // It holds the memory of every sandbox.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("make {} private", path.display()))?;
+    path.canonicalize().with_context(|| format!("resolve {}", path.display()))
+}
+
+/// Two servers on one data directory would both drive its sandboxes.
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    let path = data_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    let locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    if locked.is_err() {
+        bail!(
+            "another sandbase server is using {}; stop it, or choose another --data-dir",
+            data_dir.display()
+        );
+    }
+    Ok(file)
+}
+
+async fn bind(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        match TcpListener::bind(address).await {
+            Ok(listener) => listeners.push(listener),
+            // A host without IPv6 still has its first address.
+            Err(error) if !listeners.is_empty() && address.is_ipv6() => {
+                tracing::warn!(%address, %error, "not listening on this address");
+            }
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("listen on {address}; choose another with --listen ADDR:PORT")
+                });
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+/// The engine's settings for this configuration.
+pub fn engine_config(config: &Config, data_dir: &Path) -> gvisor::Config {
+    let mut engine = gvisor::Config::new(data_dir, &config.engine.runsc);
+    engine.uplink_network = config.engine.uplink_network;
+    engine.uplink_prefix = config.engine.uplink_prefix;
+    engine.ready_slots = config.engine.ready_slots;
+    engine
+}
+
+fn open_engine(config: &Config, data_dir: &Path) -> anyhow::Result<Arc<dyn Engine>> {
+    let engine = Gvisor::open(engine_config(config, data_dir));
+    let engine = engine.context("open the engine; `sandbase doctor` checks this host")?;
+    tracing::info!(version = engine.build().version, build = engine.build().id.0, "engine ready");
+    Ok(Arc::new(engine))
+}
+
+/// The configured agent, else the one beside the server's program, else the installed one.
+pub fn agent_binary(config: &Config) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("find the server's own program")?;
+    let candidates = match &config.template.agent {
+        Some(agent) => vec![agent.clone()],
+        None => vec![
+            program.with_file_name("sandbase-agent"),
+            PathBuf::from("/usr/local/lib/sandbase/sandbase-agent"),
+        ],
+    };
+    if let Some(found) = candidates.iter().find(|path| path.is_file()) {
+        return Ok(found.clone());
+    }
+    let tried = candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    bail!("the agent's binary is missing (looked for {}); ./run builds it", tried.join(" and "))
+}
+
+#[expect(clippy::print_stdout, reason = "the lines a user copies belong on standard output")]
+fn print_exports(domain: &str, key: &ApiKey) -> std::io::Result<()> {
+    let url = format!("http://{domain}");
+    println!("SandBase is ready. In the shell of your E2B programs:\n");
+    println!("export E2B_API_URL={url}");
+    println!("export E2B_SANDBOX_URL={url}");
+    println!("export E2B_API_KEY={}\n", key.e2b());
+    std::io::stdout().flush()
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

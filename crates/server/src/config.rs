@@ -1,0 +1,265 @@
+//! The configuration file, read once at start. `config.example.toml` lists every key.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use engine::Limits;
+use serde::Deserialize;
+
+use crate::sandbox::Settings;
+
+/// Port of the API and the edge unless told otherwise; E2B's debug mode uses the same.
+pub const DEFAULT_PORT: u16 = 3000;
+/// Where everything durable is kept unless told otherwise.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/sandbase";
+/// Where set-up installs the engine.
+pub const DEFAULT_RUNSC: &str = "/usr/local/lib/sandbase/engine/runsc";
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// Where everything durable is kept.
+    pub data_dir: PathBuf,
+    /// Domain told to clients; `localhost:<port>` when absent.
+    pub domain: Option<String>,
+    /// Further host names on which sandboxes may be addressed by header.
+    pub sandbox_hosts: Vec<String>,
+    /// See [`EngineConfig`].
+    pub engine: EngineConfig,
+    /// See [`TemplateConfig`].
+    pub template: TemplateConfig,
+    /// See [`SandboxConfig`].
+    pub sandbox: SandboxConfig,
+}
+
+/// The engine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// The `runsc` to start sandboxes with.
+    pub runsc: PathBuf,
+    /// Network from which sandboxes get their uplink addresses.
+    pub uplink_network: Ipv4Addr,
+    /// Prefix length of that network.
+    pub uplink_prefix: u8,
+    /// Network slots kept ready.
+    pub ready_slots: usize,
+}
+
+/// The base template.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TemplateConfig {
+    /// A root file system to use in place instead of building one.
+    pub base_rootfs: Option<PathBuf>,
+    /// The agent's binary; beside the server's when absent.
+    pub agent: Option<PathBuf>,
+}
+
+/// Limits of sandboxes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxConfig {
+    /// CPUs of a sandbox.
+    pub vcpus: u32,
+    /// Memory of a sandbox.
+    pub memory_mib: u64,
+    /// Disk of a sandbox.
+    pub disk_mib: u64,
+    /// Host tasks of a sandbox, engine threads included.
+    pub pids: u32,
+    /// Sandboxes running at once.
+    pub max_running: usize,
+    /// Longest time without a pause.
+    pub max_run_seconds: u64,
+    /// How long an agent may take to answer after a start.
+    pub agent_start_seconds: u64,
+    /// How long an agent may take to prepare for a pause.
+    pub agent_prepare_seconds: u64,
+    /// Space that stays free on the data directory's file system.
+    pub free_space_reserve_mib: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_PORT),
+                SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), DEFAULT_PORT),
+            ],
+            data_dir: DEFAULT_DATA_DIR.into(),
+            domain: None,
+            sandbox_hosts: Vec::new(),
+            engine: EngineConfig::default(),
+            template: TemplateConfig::default(),
+            sandbox: SandboxConfig::default(),
+        }
+    }
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            runsc: DEFAULT_RUNSC.into(),
+            uplink_network: Ipv4Addr::new(10, 219, 0, 0),
+            uplink_prefix: 16,
+            ready_slots: 2,
+        }
+    }
+}
+
+impl Default for SandboxConfig {
+    fn default() -> Self {
+        Self {
+            vcpus: 2,
+            memory_mib: 512,
+            disk_mib: 10240,
+            pids: 4096,
+            max_running: 200,
+            max_run_seconds: 24 * 3600,
+            agent_start_seconds: 30,
+            agent_prepare_seconds: 5,
+            free_space_reserve_mib: 512,
+        }
+    }
+}
+
+impl SandboxConfig {
+    /// As the engine takes them.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            cpu_milli: self.vcpus * 1000,
+            memory_bytes: self.memory_mib << 20,
+            disk_bytes: self.disk_mib << 20,
+            pids: self.pids,
+        }
+    }
+
+    /// As the lifecycle takes them.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            max_run: Duration::from_secs(self.max_run_seconds),
+            max_running: self.max_running,
+            agent_start_timeout: Duration::from_secs(self.agent_start_seconds),
+            agent_prepare_timeout: Duration::from_secs(self.agent_prepare_seconds),
+            free_space_reserve: self.free_space_reserve_mib << 20,
+        }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self {
+                vcpus: 0 | 65.., ..
+            } => Err("sandbox.vcpus must be 1 to 64"),
+            Self {
+                memory_mib: ..128, ..
+            } => Err("sandbox.memory_mib must be at least 128"),
+            Self { disk_mib: ..64, .. } => Err("sandbox.disk_mib must be at least 64"),
+            Self { max_running: 0, .. } => Err("sandbox.max_running must be at least 1"),
+            Self {
+                max_run_seconds: 0 | 31_536_001..,
+                ..
+            } => Err("sandbox.max_run_seconds must be 1 to 31536000 (a year)"),
+            Self { .. } => Ok(()),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {path}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("the configuration {path} is wrong: {problem}")]
+    Wrong {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads a configuration file; keys that are absent have their defaults.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let wrong = |problem: String| ConfigError::Wrong {
+            path: path.to_owned(),
+            problem,
+        };
+        let config: Self = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        config
+            .sandbox
+            .check()
+            .map_err(|problem| wrong(problem.to_owned()))?;
+        if config.listen.is_empty() {
+            return Err(wrong("listen needs at least one address".to_owned()));
+        }
+        Ok(config)
+    }
+
+    /// The domain told to clients.
+    pub fn domain(&self) -> String {
+        let port = self.listen.first().map_or(DEFAULT_PORT, SocketAddr::port);
+        self.domain
+            .clone()
+            .unwrap_or_else(|| format!("localhost:{port}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_lists_every_key_with_its_default() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config.example.toml");
+        let example = Config::read(&path).unwrap();
+        assert_eq!(format!("{example:?}"), format!("{:?}", Config::default()));
+        let text = std::fs::read_to_string(path).unwrap();
+        for key in [
+            "domain",
+            "sandbox_hosts",
+            "base_rootfs",
+            "agent ",
+            "free_space_reserve_mib",
+        ] {
+            assert!(
+                text.contains(key),
+                "{key} is missing in config.example.toml"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_senseless_value_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        for text in [
+            "nonsense = 1",
+            "[sandbox]\nvcpus = 0",
+            "[sandbox]\nmemory_mib = \"x\"",
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert!(
+                matches!(Config::read(&path), Err(ConfigError::Wrong { .. })),
+                "{text}"
+            );
+        }
+    }
+}

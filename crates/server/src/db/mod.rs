@@ -1,0 +1,88 @@
+//! The journal: SQLite in the data directory, written before every side effect.
+
+mod sandboxes;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::Connection;
+
+/// Version of the tables, in SQLite's `user_version`.
+const SCHEMA_VERSION: i32 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE sandboxes (
+    id         TEXT    NOT NULL PRIMARY KEY,
+    generation INTEGER NOT NULL,
+    state      TEXT    NOT NULL,
+    spec       TEXT    NOT NULL,
+    started_at INTEGER NOT NULL, -- nanoseconds since the epoch
+    end_at     INTEGER NOT NULL  -- nanoseconds since the epoch
+) STRICT;
+";
+
+/// A failed use of the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// SQLite failed.
+    #[error("use the database")]
+    Sqlite(#[from] rusqlite::Error),
+    /// What is stored cannot be read; the row is left alone.
+    #[error("the database holds an unreadable record of sandbox {id}: {what}")]
+    Unreadable {
+        /// Whose record.
+        id: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Somebody else wrote the record since it was read.
+    #[error("the record of sandbox {0} was changed by another writer")]
+    Outdated(String),
+    /// A newer SandBase wrote it.
+    #[error(
+        "the database has version {0}, this build reads up to {SCHEMA_VERSION}; upgrade SandBase"
+    )]
+    Newer(i32),
+}
+
+/// The open journal. Cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    connection: Arc<Mutex<Connection>>,
+}
+
+impl Db {
+    /// Opens or makes the journal. Every commit is on disk when it returns (`synchronous=FULL`).
+    pub fn open(path: &Path) -> Result<Self, DbError> {
+        let mut connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", "ON")?;
+        let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version > SCHEMA_VERSION {
+            return Err(DbError::Newer(version));
+        }
+        if version == 0 {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(SCHEMA)?;
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            transaction.commit()?;
+        }
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+        })
+    }
+
+    /// Runs `work` on the connection where blocking is allowed.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let connection = Arc::clone(&self.connection);
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        done.await
+            .expect("database work does not panic and is not cancelled")
+    }
+}

@@ -1,0 +1,113 @@
+//! One row per sandbox that is not gone.
+
+use rusqlite::{Connection, params};
+use time::OffsetDateTime;
+
+use super::{Db, DbError};
+use crate::sandbox::{Record, Run, SandboxId};
+
+impl Db {
+    /// Adds a sandbox with its first generation.
+    pub async fn insert(&self, record: Record) -> Result<(), DbError> {
+        self.run(move |connection| {
+            let (state, spec) = encode(&record)?;
+            connection.execute(
+                "INSERT INTO sandboxes (id, generation, state, spec, started_at, end_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    record.id.as_str(),
+                    record.generation,
+                    state,
+                    spec,
+                    nanoseconds(record.run.started_at),
+                    nanoseconds(record.run.end_at),
+                ],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes state and times of a record whose generation is one above the stored one.
+    pub async fn update(&self, record: Record) -> Result<(), DbError> {
+        self.run(move |connection| {
+            let (state, _) = encode(&record)?;
+            let changed = connection.execute(
+                "UPDATE sandboxes SET generation = ?2, state = ?3, started_at = ?4, end_at = ?5
+                 WHERE id = ?1 AND generation = ?2 - 1",
+                params![
+                    record.id.as_str(),
+                    record.generation,
+                    state,
+                    nanoseconds(record.run.started_at),
+                    nanoseconds(record.run.end_at),
+                ],
+            )?;
+            if changed == 1 {
+                Ok(())
+            } else {
+                Err(DbError::Outdated(record.id.to_string()))
+            }
+        })
+        .await
+    }
+
+    /// Forgets a sandbox. An unknown one is success.
+    pub async fn delete(&self, id: SandboxId) -> Result<(), DbError> {
+        self.run(move |connection| {
+            connection.execute("DELETE FROM sandboxes WHERE id = ?1", [id.as_str()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Every record. One that cannot be read fails the call: starting without it would lose it.
+    pub async fn load_all(&self) -> Result<Vec<Record>, DbError> {
+        self.run(|connection| load(connection)).await
+    }
+}
+
+fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {
+    let mut statement = connection
+        .prepare("SELECT id, generation, state, spec, started_at, end_at FROM sandboxes")?;
+    let mut rows = statement.query([])?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: String = row.get(0)?;
+        let unreadable = |what: &str| DbError::Unreadable {
+            id: id.clone(),
+            what: what.to_owned(),
+        };
+        let state: String = row.get(2)?;
+        let spec: String = row.get(3)?;
+        records.push(Record {
+            id: SandboxId::parse(&id).ok_or_else(|| unreadable("its id"))?,
+            generation: row.get(1)?,
+            state: serde_json::from_str(&state).map_err(|e| unreadable(&e.to_string()))?,
+            spec: serde_json::from_str(&spec).map_err(|e| unreadable(&e.to_string()))?,
+            run: Run {
+                started_at: instant(row.get(4)?).ok_or_else(|| unreadable("its start"))?,
+                end_at: instant(row.get(5)?).ok_or_else(|| unreadable("its deadline"))?,
+            },
+        });
+    }
+    Ok(records)
+}
+
+fn encode(record: &Record) -> Result<(String, String), DbError> {
+    let unwritable = |error: serde_json::Error| DbError::Unreadable {
+        id: record.id.to_string(),
+        what: error.to_string(),
+    };
+    let state = serde_json::to_string(&record.state).map_err(unwritable)?;
+    let spec = serde_json::to_string(&record.spec).map_err(unwritable)?;
+    Ok((state, spec))
+}
+
+fn nanoseconds(instant: OffsetDateTime) -> i64 {
+    i64::try_from(instant.unix_timestamp_nanos()).unwrap_or(i64::MAX)
+}
+
+fn instant(nanoseconds: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanoseconds)).ok()
+}

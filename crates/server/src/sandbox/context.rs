@@ -1,0 +1,89 @@
+//! What every driver and transition shares.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Engine, ExecutionId, ExecutionSpec};
+use tokio_util::task::TaskTracker;
+
+use super::files::SandboxFiles;
+use super::{Faults, Record};
+use crate::db::Db;
+use crate::guest::Guest;
+
+/// Bounds of the lifecycle, from the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Longest time a sandbox may run without a pause.
+    pub max_run: Duration,
+    /// Most sandboxes running at once.
+    pub max_running: usize,
+    /// How long an agent may take to answer after a start.
+    pub agent_start_timeout: Duration,
+    /// How long an agent may take to prepare for a pause.
+    pub agent_prepare_timeout: Duration,
+    /// Bytes that stay free on the data directory's file system.
+    pub free_space_reserve: u64,
+}
+
+/// See the module.
+pub(super) struct Context {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) db: Db,
+    pub(super) data_dir: PathBuf,
+    pub(super) settings: Settings,
+    pub(super) faults: Faults,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Context {
+    pub(super) fn files(&self, record: &Record) -> SandboxFiles {
+        SandboxFiles::new(&self.data_dir, &record.id)
+    }
+
+    pub(super) fn guest(&self, execution: &ExecutionId) -> Guest {
+        Guest::new(Arc::clone(&self.engine), execution.clone())
+    }
+
+    /// What the engine is told about an execution of this sandbox.
+    pub(super) fn execution_spec(
+        &self,
+        record: &Record,
+        execution: &ExecutionId,
+        build: engine::BuildId,
+    ) -> ExecutionSpec {
+        ExecutionSpec {
+            id: execution.clone(),
+            build,
+            // Joining an absolute path gives that path: layers outside the data directory work.
+            layers: record
+                .spec
+                .layers
+                .iter()
+                .map(|layer| self.data_dir.join(layer))
+                .collect(),
+            disk: self.files(record).disk(),
+            hostname: record.id.to_string(),
+            limits: record.spec.limits,
+            network: record.spec.network(),
+        }
+    }
+
+    /// Refuses when the data directory's file system would have less than the reserve left after
+    /// writing `bytes`.
+    pub(super) fn check_free_space(&self, bytes: u64) -> Result<(), String> {
+        let found = rustix::fs::statvfs(&self.data_dir).map_err(|error| error.to_string())?;
+        let free = found.f_bavail * found.f_frsize;
+        let needed = bytes.saturating_add(self.settings.free_space_reserve);
+        if free >= needed {
+            return Ok(());
+        }
+        Err(format!(
+            "{} MiB are free in {}, {} MiB are needed; free some space or move the data directory",
+            free >> 20,
+            self.data_dir.display(),
+            needed.div_ceil(1 << 20)
+        ))
+    }
+}

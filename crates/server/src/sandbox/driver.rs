@@ -1,0 +1,548 @@
+//! The one task that owns a sandbox: it decides, journals, works, journals and publishes.
+//!
+//! Commands arrive one by one. While a transition is in flight, [`state::decide`] says of each new
+//! command whether it joins the transition, waits for its end, or is refused. Nobody else writes
+//! the record, so nobody can read a state, look away, and set another.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{ExecutionId, ExitReason};
+use futures_util::future::BoxFuture;
+use snapshot::ImageId;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::context::Context;
+use super::registry::{Connected, Live};
+use super::state::{
+    self, Command, Decision, FreshNames, Next, Outcome, Refusal, StartPoint, State, Transition,
+};
+use super::transition::{Cause, Ended, blocking, destroy};
+use super::{
+    OnTimeout, PauseRequest, Record, ResumeFrom, Run, SandboxError, SandboxView, kill, pause,
+    resume,
+};
+
+/// After a pause at the deadline failed, it is tried again this much later.
+const EXPIRY_RETRY: Duration = Duration::from_secs(10);
+
+/// What a caller asks the driver for.
+#[derive(Clone, Debug)]
+pub(super) enum Request {
+    Pause(PauseRequest),
+    Resume {
+        timeout: Duration,
+        from: ResumeFrom,
+    },
+    Connect {
+        timeout: Duration,
+        from: ResumeFrom,
+    },
+    Kill,
+    SetTimeout(Duration),
+    Extend(Duration),
+    /// The answer to a create; never sent, only joined.
+    Created,
+}
+
+/// What the driver answers.
+pub(super) type Answer = Result<(Option<SandboxView>, Connected), SandboxError>;
+
+/// A request with the way back to its caller, who may have left.
+pub(super) struct Message {
+    pub(super) request: Request,
+    pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// A sandbox as everybody may see it at any moment.
+#[derive(Clone)]
+pub(super) struct Published {
+    pub(super) record: Arc<Record>,
+    /// Fires at the end of the current run.
+    pub(super) ended: CancellationToken,
+}
+
+/// Work under way.
+pub(super) type Work = BoxFuture<'static, Ended>;
+
+pub(super) struct Driver {
+    context: Arc<Context>,
+    live: Live,
+    record: Record,
+    inbox: mpsc::Receiver<Message>,
+    published: watch::Sender<Published>,
+    ended: CancellationToken,
+    work: Option<Work>,
+    joined: Vec<Message>,
+    waiting: VecDeque<Message>,
+    /// Resolves when the live execution dies.
+    exit: Option<(ExecutionId, BoxFuture<'static, ExitReason>)>,
+    /// The deadline before a pause in flight set it to "now".
+    deadline_before: Option<OffsetDateTime>,
+    expiry_not_before: Option<OffsetDateTime>,
+}
+
+impl Driver {
+    /// A driver for a journaled record, with work to finish first if there is any.
+    pub(super) fn new(
+        context: Arc<Context>,
+        live: Live,
+        record: Record,
+        work: Option<Work>,
+        inbox: mpsc::Receiver<Message>,
+    ) -> (Self, watch::Receiver<Published>) {
+        let ended = CancellationToken::new();
+        let first = Published {
+            record: Arc::new(record.clone()),
+            ended: ended.clone(),
+        };
+        let (published, watched) = watch::channel(first);
+        let driver = Self {
+            context,
+            live,
+            record,
+            inbox,
+            published,
+            ended,
+            work,
+            joined: Vec::new(),
+            waiting: VecDeque::new(),
+            exit: None,
+            deadline_before: None,
+            expiry_not_before: None,
+        };
+        (driver, watched)
+    }
+
+    /// Lets a message share the result of the work the driver was made with.
+    pub(super) fn join(&mut self, message: Message) {
+        self.joined.push(message);
+    }
+
+    /// Runs until the sandbox is gone or the server stops.
+    pub(super) async fn run(mut self) {
+        if self.work.is_none() {
+            self.enter_run();
+        }
+        loop {
+            let (idle, expiry) = (self.work.is_none(), self.expiry());
+            tokio::select! {
+                biased;
+                ended = maybe(self.work.as_mut()) => {
+                    self.work = None;
+                    if self.finish(ended).await.is_none() {
+                        return;
+                    }
+                }
+                reason = maybe(self.exit.as_mut().map(|(_, exit)| exit)), if idle => {
+                    if let Some((execution, _)) = self.exit.take() {
+                        self.lose(execution, reason).await;
+                    }
+                }
+                () = until(expiry), if idle => self.expire().await,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.handle(message).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: Message) {
+        let command = match &message.request {
+            Request::Pause(request) => Command::Pause(*request),
+            Request::Resume { .. } => Command::Resume,
+            Request::Connect { .. } => Command::Connect,
+            Request::Kill => Command::Kill,
+            Request::SetTimeout(_) | Request::Extend(_) => Command::SetDeadline,
+            Request::Created => return,
+        };
+        match state::decide(&self.record.state, &command) {
+            // A stable state with work in flight: an execution being taken over or cleaned up.
+            Decision::Begin(_) | Decision::AlreadySo if self.work.is_some() => {
+                self.waiting.push_back(message);
+            }
+            Decision::Begin(transition) => self.begin(transition, Some(message)).await,
+            Decision::Join => self.joined.push(message),
+            Decision::Wait => self.waiting.push_back(message),
+            Decision::AlreadySo => self.change_deadline(message).await,
+            Decision::Refuse(refusal) => self.answer(message, Err(self.refused(refusal))),
+            Decision::Stale => {}
+        }
+    }
+
+    /// Journals the transient state, then starts the work.
+    async fn begin(&mut self, transition: Transition, cause: Option<Message>) {
+        let from = match cause.as_ref().map(|message| &message.request) {
+            Some(
+                Request::Resume {
+                    from: ResumeFrom::Disk,
+                    ..
+                }
+                | Request::Connect {
+                    from: ResumeFrom::Disk,
+                    ..
+                },
+            ) => StartPoint::Disk,
+            Some(_) | None => StartPoint::Memory,
+        };
+        if matches!(transition, Transition::Resume)
+            && let Err(error) = self
+                .live
+                .admit(&self.record.id, self.context.settings.max_running)
+        {
+            if let Some(message) = cause {
+                self.answer(message, Err(error));
+            }
+            return;
+        }
+        let fresh = FreshNames {
+            execution: ExecutionId::random(),
+            image: ImageId::random(),
+        };
+        let Some(next) = state::begin(&self.record.state, &transition, from, fresh) else {
+            tracing::error!(sandbox.id = %self.record.id, ?transition, state = self.record.state.name(), "a transition does not begin in this state");
+            return;
+        };
+        let mut record = self.record.clone();
+        record.state = next;
+        if matches!(transition, Transition::Pause(_) | Transition::Kill) {
+            self.deadline_before = Some(record.run.end_at);
+            record.run.end_at = OffsetDateTime::now_utc();
+        }
+        if let Err(error) = self.journal(record).await {
+            if let Some(message) = cause {
+                self.answer(message, Err(error));
+            }
+            return;
+        }
+        if matches!(transition, Transition::Kill) {
+            self.ended.cancel();
+        }
+        self.exit = None;
+        self.joined.extend(cause);
+        self.work = Some(self.work_for(&transition));
+    }
+
+    fn work_for(&self, transition: &Transition) -> Work {
+        let (context, record) = (Arc::clone(&self.context), self.record.clone());
+        match (self.record.state.clone(), transition) {
+            (State::Pausing { execution, target }, Transition::Pause(request)) => {
+                Box::pin(pause::pause(context, record, execution, target, *request))
+            }
+            (
+                State::Resuming {
+                    execution,
+                    saved,
+                    from,
+                },
+                _,
+            ) => Box::pin(resume::resume(context, record, execution, saved, from)),
+            (State::Killing { execution }, _) => Box::pin(kill::kill(context, record, execution)),
+            (state, _) => {
+                // `begin` made this state; there is no work for stable ones.
+                tracing::error!(state = state.name(), "no work for this state");
+                Box::pin(async { Ended::done() })
+            }
+        }
+    }
+
+    /// Takes the result of the work in flight. `None` when the sandbox is gone.
+    async fn finish(&mut self, ended: Ended) -> Option<()> {
+        let from = self.record.state.name();
+        if let Some(cause) = &ended.cause {
+            tracing::warn!(sandbox.id = %self.record.id, from, error = %cause, outcome = ?ended.outcome, "a transition did not reach its goal");
+        }
+        let next = match state::after(&self.record.state, &ended.outcome) {
+            Next::State(next) => next,
+            Next::Gone => {
+                self.leave(&ended).await;
+                return None;
+            }
+        };
+        let was_running = matches!(self.record.state, State::Running { .. });
+        let mut record = self.record.clone();
+        record.state = next;
+        match &record.state {
+            State::Running { .. } if was_running => {}
+            State::Running { .. } => match self.deadline_before.take() {
+                // A pause that did not happen gives the old deadline back.
+                Some(end_at) => record.run.end_at = end_at,
+                None => record.run = self.new_run(),
+            },
+            State::Paused { .. } => {
+                self.deadline_before = None;
+                if was_running {
+                    record.run.end_at = OffsetDateTime::now_utc();
+                }
+                self.ended.cancel();
+            }
+            State::Creating { .. }
+            | State::Pausing { .. }
+            | State::Resuming { .. }
+            | State::Killing { .. } => {}
+        }
+        // The side effects are done, so the sandbox is in this state even if the journal cannot be
+        // written; what it holds leads a restart to the same state.
+        if self.journal(record.clone()).await.is_err() {
+            self.record = record;
+            self.publish();
+        }
+        self.enter_run();
+        for message in std::mem::take(&mut self.joined) {
+            let answer = self.answer_to(&message.request, &ended);
+            self.answer(message, answer);
+        }
+        for message in std::mem::take(&mut self.waiting) {
+            self.handle(message).await;
+        }
+        Some(())
+    }
+
+    fn new_run(&self) -> Run {
+        let longest = self.context.settings.max_run;
+        let asked = self
+            .joined
+            .iter()
+            .filter_map(|message| match &message.request {
+                Request::Resume { timeout, .. } | Request::Connect { timeout, .. } => {
+                    Some(*timeout)
+                }
+                Request::Pause(_)
+                | Request::Kill
+                | Request::SetTimeout(_)
+                | Request::Extend(_)
+                | Request::Created => None,
+            });
+        let timeout = asked.max().unwrap_or(self.record.spec.create_timeout);
+        Run::starting_now(timeout, longest)
+    }
+
+    fn answer_to(&self, request: &Request, ended: &Ended) -> Answer {
+        let view = self.record.view();
+        let id = || self.record.id.clone();
+        let reached = match request {
+            Request::Pause(_) => matches!(self.record.state, State::Paused { .. }),
+            Request::Resume { .. } | Request::Connect { .. } | Request::Created => {
+                matches!(self.record.state, State::Running { .. })
+            }
+            Request::Kill | Request::SetTimeout(_) | Request::Extend(_) => true,
+        };
+        if reached && ended.outcome == Outcome::Done {
+            return Ok((view, Connected::Resumed));
+        }
+        let left_as = match view.map(|view| view.state) {
+            Some(super::PublicState::Running) => "running as before",
+            Some(super::PublicState::Paused) => "paused",
+            None => "gone",
+        };
+        let action = match request {
+            Request::Pause(_) => "pause",
+            Request::Resume { .. } | Request::Connect { .. } => "resume",
+            Request::Created => "create",
+            Request::Kill => "kill",
+            Request::SetTimeout(_) | Request::Extend(_) => "change of the deadline",
+        };
+        Err(match (&ended.cause, request) {
+            (Some(Cause::NoSpace(text)), _) => SandboxError::NoSpace(text.clone()),
+            (Some(Cause::AgentSilent(_)), Request::Pause(_)) => {
+                SandboxError::GuestUnresponsive(id())
+            }
+            (cause, _) => {
+                let cause = cause.as_ref().map_or_else(
+                    || "the execution ended by itself".to_owned(),
+                    |cause| cause.to_string(),
+                );
+                SandboxError::Failed {
+                    action,
+                    left_as,
+                    cause,
+                }
+            }
+        })
+    }
+
+    /// The sandbox is gone: nobody finds it any more, everybody waiting is told.
+    async fn leave(&mut self, ended: &Ended) {
+        self.ended.cancel();
+        self.live.remove(&self.record.id);
+        tracing::info!(sandbox.id = %self.record.id, from = self.record.state.name(), to = "gone", "sandbox changed its state");
+        self.inbox.close();
+        for message in std::mem::take(&mut self.joined) {
+            let answer = match &message.request {
+                Request::Kill => Ok((None, Connected::AlreadyRunning)),
+                request => self.answer_to(request, ended),
+            };
+            self.answer(message, answer);
+        }
+        let mut late = std::mem::take(&mut self.waiting);
+        while let Some(message) = self.inbox.recv().await {
+            late.push_back(message);
+        }
+        for message in late {
+            let gone = SandboxError::NotFound(self.record.id.clone());
+            self.answer(message, Err(gone));
+        }
+    }
+
+    /// The live execution died: clean up, keep the disk.
+    async fn lose(&mut self, execution: ExecutionId, reason: ExitReason) {
+        let command = Command::Lost(execution.clone(), reason);
+        let decision = state::decide(&self.record.state, &command);
+        let Decision::Begin(Transition::Lose(reason)) = decision else {
+            return;
+        };
+        tracing::warn!(sandbox.id = %self.record.id, execution.id = %execution, ?reason, "an execution ended by itself; its disk is kept");
+        self.ended.cancel();
+        let context = Arc::clone(&self.context);
+        self.work = Some(Box::pin(async move {
+            destroy(&context, &execution).await;
+            Ended {
+                outcome: Outcome::ExecutionLost(reason),
+                cause: None,
+            }
+        }));
+    }
+
+    async fn change_deadline(&mut self, message: Message) {
+        let longest = self.context.settings.max_run;
+        let mut record = self.record.clone();
+        match message.request {
+            Request::SetTimeout(timeout) => record.run.set_deadline(timeout, longest),
+            Request::Extend(timeout) | Request::Connect { timeout, .. } => {
+                record.run.extend(timeout, longest);
+            }
+            Request::Pause(_) | Request::Resume { .. } | Request::Kill | Request::Created => {}
+        }
+        let changed = record.run != self.record.run;
+        let answer = if changed {
+            self.journal(record).await
+        } else {
+            Ok(())
+        };
+        self.expiry_not_before = None;
+        let answer = answer.map(|()| (self.record.view(), Connected::AlreadyRunning));
+        self.answer(message, answer);
+    }
+
+    fn expiry(&self) -> Option<OffsetDateTime> {
+        matches!(self.record.state, State::Running { .. })
+            .then(|| self.expiry_not_before.unwrap_or(self.record.run.end_at))
+    }
+
+    /// The deadline has come.
+    async fn expire(&mut self) {
+        self.expiry_not_before = Some(OffsetDateTime::now_utc() + EXPIRY_RETRY);
+        let transition = match self.record.spec.lifecycle.on_timeout {
+            OnTimeout::Kill => Transition::Kill,
+            OnTimeout::Pause(mode) => Transition::Pause(PauseRequest {
+                mode,
+                require_healthy_guest: false,
+            }),
+        };
+        tracing::info!(sandbox.id = %self.record.id, ?transition, "the deadline has come");
+        self.begin(transition, None).await;
+    }
+
+    /// Watches a run that has begun: its execution's end, and the image it was loaded from.
+    fn enter_run(&mut self) {
+        let State::Running { execution } = &self.record.state else {
+            self.exit = None;
+            return;
+        };
+        if self
+            .exit
+            .as_ref()
+            .is_some_and(|(watched, _)| watched == execution)
+        {
+            return;
+        }
+        let (engine, watched) = (Arc::clone(&self.context.engine), execution.clone());
+        let exit = Box::pin(async move { engine.exited(&watched).await });
+        self.exit = Some((execution.clone(), exit));
+        let (context, execution) = (Arc::clone(&self.context), execution.clone());
+        let images = self.context.files(&self.record).images();
+        // From the guest's first instruction on, the image it came from fits no disk any more. It
+        // has to stay while it is being read.
+        let Ok(old) = images.list() else { return };
+        if old.is_empty() {
+            return;
+        }
+        self.context.tasks.spawn(async move {
+            if let Err(error) = context.engine.image_released(&execution).await {
+                tracing::debug!(execution.id = %execution, %error, "an image is read no more");
+            }
+            let deleted = blocking(move || old.iter().try_for_each(|id| images.delete(id))).await;
+            if let Err(error) = deleted {
+                tracing::warn!(execution.id = %execution, %error, "an old image could not be deleted");
+            }
+        });
+    }
+
+    /// Writes the record with the next generation and publishes it.
+    async fn journal(&mut self, mut record: Record) -> Result<(), SandboxError> {
+        let from = self.record.state.name();
+        record.generation = self.record.generation + 1;
+        if let Err(error) = self.context.db.update(record.clone()).await {
+            let cause = format!("the journal cannot be written: {error:?}");
+            tracing::error!(sandbox.id = %record.id, error = cause, "nothing was begun");
+            return Err(SandboxError::Failed {
+                action: "journal",
+                left_as: "unchanged",
+                cause,
+            });
+        }
+        if from != record.state.name() {
+            tracing::info!(sandbox.id = %record.id, from, to = record.state.name(), "sandbox changed its state");
+        }
+        self.record = record;
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        if self.ended.is_cancelled() && matches!(self.record.state, State::Running { .. }) {
+            self.ended = CancellationToken::new();
+        }
+        self.published.send_replace(Published {
+            record: Arc::new(self.record.clone()),
+            ended: self.ended.clone(),
+        });
+    }
+
+    fn refused(&self, refusal: Refusal) -> SandboxError {
+        let id = self.record.id.clone();
+        match refusal {
+            Refusal::NotFound => SandboxError::NotFound(id),
+            Refusal::AlreadyPaused => SandboxError::AlreadyPaused(id),
+            Refusal::AlreadyRunning => SandboxError::AlreadyRunning(id),
+            Refusal::NotRunning => SandboxError::Paused(id),
+            Refusal::Busy => SandboxError::Busy(id),
+            Refusal::BeingKilled => SandboxError::BeingKilled(id),
+        }
+    }
+
+    /// The caller may have left; what was done for it stays done.
+    fn answer(&self, message: Message, answer: Answer) {
+        let _ = message.reply.send(answer);
+    }
+}
+
+/// The future if there is one, else never.
+async fn maybe<F: Future + Unpin>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(instant: Option<OffsetDateTime>) {
+    let Some(instant) = instant else {
+        return std::future::pending().await;
+    };
+    let left = instant - OffsetDateTime::now_utc();
+    tokio::time::sleep(left.try_into().unwrap_or(Duration::ZERO)).await;
+}

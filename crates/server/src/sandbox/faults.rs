@@ -1,0 +1,116 @@
+//! Named places where tests make a transition fail or stop dead.
+
+use std::sync::Arc;
+
+/// A step of a transition, in the order in which they are reached. Each is reached *before* the
+/// thing it names is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    /// create: after the journal entry, before anything exists.
+    CreateDirectory,
+    /// create: before the disk is made.
+    CreateDisk,
+    /// create: before the execution is started.
+    CreateStart,
+    /// create: before the agent is asked.
+    CreateAgent,
+    /// create: it is up; before this is journaled.
+    CreatePublish,
+    /// pause: after the journal entry.
+    PausePrepare,
+    /// pause: before the guest is frozen.
+    PauseFreeze,
+    /// pause: before memory is written.
+    PauseCheckpoint,
+    /// pause: memory is written; before the disk is made durable.
+    PauseSync,
+    /// pause: before the rename that commits.
+    PauseCommit,
+    /// pause: committed; before the execution is destroyed.
+    PauseDestroy,
+    /// pause: destroyed; before this is journaled.
+    PausePublish,
+    /// resume: after the journal entry, before the image is checked.
+    ResumeCheck,
+    /// resume: before the execution is started.
+    ResumeStart,
+    /// resume: before the agent is asked.
+    ResumeAgent,
+    /// resume: it is up; before this is journaled.
+    ResumePublish,
+    /// kill: after the journal entry.
+    KillDestroy,
+    /// kill: before its files are deleted.
+    KillFiles,
+    /// kill: before the record is deleted.
+    KillForget,
+}
+
+impl Step {
+    /// Every step.
+    pub const ALL: [Step; 19] = [
+        Step::CreateDirectory,
+        Step::CreateDisk,
+        Step::CreateStart,
+        Step::CreateAgent,
+        Step::CreatePublish,
+        Step::PausePrepare,
+        Step::PauseFreeze,
+        Step::PauseCheckpoint,
+        Step::PauseSync,
+        Step::PauseCommit,
+        Step::PauseDestroy,
+        Step::PausePublish,
+        Step::ResumeCheck,
+        Step::ResumeStart,
+        Step::ResumeAgent,
+        Step::ResumePublish,
+        Step::KillDestroy,
+        Step::KillFiles,
+        Step::KillForget,
+    ];
+}
+
+/// What a test does to a transition that reaches a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// The step fails.
+    Fail,
+    /// The server stops here for ever, as after SIGKILL.
+    Stop,
+}
+
+/// Decides about faults; production has none.
+#[derive(Clone, Default)]
+pub struct Faults {
+    decide: Option<Arc<dyn Fn(Step) -> Fault + Send + Sync>>,
+}
+
+/// A step that a test made fail.
+#[derive(Debug, thiserror::Error)]
+#[error("injected failure at {0:?}")]
+pub struct InjectedFault(pub Step);
+
+impl Faults {
+    /// Asks `decide` at every step.
+    pub fn new(decide: impl Fn(Step) -> Fault + Send + Sync + 'static) -> Self {
+        Self {
+            decide: Some(Arc::new(decide)),
+        }
+    }
+
+    /// Called by transitions before each step.
+    pub async fn reach(&self, step: Step) -> Result<(), InjectedFault> {
+        match self
+            .decide
+            .as_ref()
+            .map_or(Fault::None, |decide| decide(step))
+        {
+            Fault::None => Ok(()),
+            Fault::Fail => Err(InjectedFault(step)),
+            Fault::Stop => std::future::pending().await,
+        }
+    }
+}

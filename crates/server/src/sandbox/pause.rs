@@ -1,0 +1,171 @@
+//! pause: freeze, write memory, make everything durable, commit by rename, destroy.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::ExecutionId;
+use snapshot::{EngineIdentity, ImageId, Subject};
+use time::OffsetDateTime;
+
+use super::context::Context;
+use super::faults::Step;
+use super::state::{Outcome, PauseTarget};
+use super::transition::{Cause, Ended, blocking, dead, destroy};
+use super::{PauseRequest, Record};
+
+/// Space an image may need beyond the resident memory: the engine's own state.
+const IMAGE_OVERHEAD_BYTES: u64 = 64 << 20;
+
+/// Saves the sandbox of a record in state `Pausing`. An error before the commit leaves the
+/// execution running.
+pub(super) async fn pause(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    target: PauseTarget,
+    request: PauseRequest,
+) -> Ended {
+    let saved = match &target {
+        PauseTarget::Memory { image } => {
+            save_memory(&context, &record, &execution, image, request).await
+        }
+        PauseTarget::Disk => save_disk(&context, &record, &execution).await,
+    };
+    if let Err(cause) = saved {
+        return undo(&context, &record, &execution, cause).await;
+    }
+    finish(&context, &record, &execution, &target).await;
+    Ended::done()
+}
+
+async fn save_memory(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+    request: PauseRequest,
+) -> Result<(), Cause> {
+    let resident = context.engine.resident_bytes(execution).await?;
+    context
+        .check_free_space(resident + IMAGE_OVERHEAD_BYTES)
+        .map_err(Cause::NoSpace)?;
+    context.faults.reach(Step::PausePrepare).await?;
+    if let Err(cause) = prepare(context, execution).await {
+        if request.require_healthy_guest {
+            return Err(cause);
+        }
+        // The checkpoint writes back what the guest holds, so an agent that hangs costs nothing
+        // but the trimming.
+        tracing::warn!(sandbox.id = %record.id, error = %cause, "pausing without the agent's help");
+    }
+    let images = context.files(record).images();
+    let staged = image.clone();
+    let staging = blocking(move || images.stage(&staged)).await?;
+
+    context.faults.reach(Step::PauseFreeze).await?;
+    let standing_still = Instant::now();
+    context.engine.freeze(execution).await?;
+    context.faults.reach(Step::PauseCheckpoint).await?;
+    context.engine.checkpoint(execution, staging.path()).await?;
+    context.faults.reach(Step::PauseSync).await?;
+    context.engine.sync_disk(execution).await?;
+    let subject = Subject {
+        owner: record.id.to_string(),
+        layers: record.spec.layers.clone(),
+        memory_bytes: record.spec.limits.memory_bytes,
+        cpu_milli: record.spec.limits.cpu_milli,
+        // Taken after the sync: flushing may still touch the disk, the guest can not.
+        frozen_at_ns: OffsetDateTime::now_utc().unix_timestamp_nanos(),
+    };
+    context.faults.reach(Step::PauseCommit).await?;
+    let identity = engine_identity(context, execution)?;
+    blocking(move || staging.commit(identity, subject)).await?;
+    tracing::debug!(
+        sandbox.id = %record.id,
+        duration_ms = u64::try_from(standing_still.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "memory image committed"
+    );
+    Ok(())
+}
+
+async fn save_disk(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+) -> Result<(), Cause> {
+    context.faults.reach(Step::PausePrepare).await?;
+    // Without memory, whatever the guest has not written back is lost: no agent, no pause.
+    prepare(context, execution).await?;
+    context.faults.reach(Step::PauseFreeze).await?;
+    context.engine.freeze(execution).await?;
+    context.faults.reach(Step::PauseSync).await?;
+    context.engine.sync_disk(execution).await?;
+    tracing::debug!(sandbox.id = %record.id, "disk saved");
+    Ok(())
+}
+
+async fn prepare(context: &Context, execution: &ExecutionId) -> Result<(), Cause> {
+    let limit = context.settings.agent_prepare_timeout;
+    match tokio::time::timeout(limit, context.guest(execution).prepare()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Cause::AgentSilent(error.to_string())),
+        Err(_) => Err(Cause::AgentSilent(format!("no answer within {limit:?}"))),
+    }
+}
+
+fn engine_identity(context: &Context, execution: &ExecutionId) -> Result<EngineIdentity, Cause> {
+    let build = context.engine.build_of(execution)?;
+    Ok(EngineIdentity {
+        engine: build.engine,
+        version: build.version,
+        build: build.id.0,
+    })
+}
+
+/// Puts everything back as it was and lets the guest go on.
+async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause: Cause) -> Ended {
+    let images = context.files(record).images();
+    if let Err(error) = blocking(move || images.sweep_staging()).await {
+        tracing::warn!(sandbox.id = %record.id, %error, "an unfinished image could not be removed");
+    }
+    let mut wait = Duration::from_millis(20);
+    for _ in 0..8 {
+        if let Some(reason) = dead(context, execution).await {
+            destroy(context, execution).await;
+            return Ended::failed(Outcome::ExecutionLost(reason), cause);
+        }
+        match context.engine.thaw(execution).await {
+            Ok(()) => return Ended::failed(Outcome::Undone, cause),
+            Err(error) => {
+                tracing::error!(sandbox.id = %record.id, %error, "thawing after a failed pause failed, trying again");
+            }
+        }
+        tokio::time::sleep(wait).await;
+        wait *= 2;
+    }
+    // Frozen for good: the memory cannot be had, the disk can.
+    destroy(context, execution).await;
+    Ended::failed(Outcome::ExecutionLost(engine::ExitReason::Exited), cause)
+}
+
+/// Everything after the commit: none of it can turn the pause back.
+async fn finish(context: &Context, record: &Record, execution: &ExecutionId, target: &PauseTarget) {
+    retry_fault(context, Step::PauseDestroy).await;
+    destroy(context, execution).await;
+    let images = context.files(record).images();
+    let keep = match target {
+        PauseTarget::Memory { image } => Some(image.clone()),
+        PauseTarget::Disk => None,
+    };
+    if let Err(error) = blocking(move || images.sweep(keep.as_ref())).await {
+        tracing::warn!(sandbox.id = %record.id, %error, "an old image could not be removed");
+    }
+    retry_fault(context, Step::PausePublish).await;
+}
+
+/// After the commit a failing step is repeated, never given up.
+async fn retry_fault(context: &Context, step: Step) {
+    while let Err(error) = context.faults.reach(step).await {
+        tracing::warn!(%error, "trying again");
+    }
+}

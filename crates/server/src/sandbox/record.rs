@@ -1,0 +1,175 @@
+//! What is remembered of a sandbox.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::{BuildId, Limits, NetworkPolicy};
+use serde::{Deserialize, Serialize};
+use snapshot::ImageId;
+use time::OffsetDateTime;
+
+use super::state::{DiskReason, PauseTarget, Saved, State};
+use super::{Lifecycle, PauseMode, PublicState, SandboxId, SandboxView};
+
+/// Everything fixed at create; carried unchanged through every pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Raw id of the template it was made from.
+    pub template_id: String,
+    /// Name of that template.
+    pub alias: String,
+    /// Layers below its disk, topmost first, relative to the data directory.
+    pub layers: Vec<PathBuf>,
+    /// Build its first execution was started with; a boot uses the server's current one.
+    pub build: BuildId,
+    /// What it may use.
+    pub limits: Limits,
+    /// Free text pairs for filters.
+    pub metadata: BTreeMap<String, String>,
+    /// Environment of every process started by the agent.
+    pub env_vars: BTreeMap<String, String>,
+    /// Token of its agent.
+    pub access_token: String,
+    /// As given at create.
+    pub allow_internet_access: Option<bool>,
+    /// Standing orders.
+    pub lifecycle: Lifecycle,
+    /// Timeout given at create, which an auto-resume uses again.
+    pub create_timeout: Duration,
+}
+
+impl SandboxSpec {
+    /// Where its packets may go.
+    pub fn network(&self) -> NetworkPolicy {
+        match self.allow_internet_access {
+            Some(false) => NetworkPolicy::Closed,
+            Some(true) | None => NetworkPolicy::Internet,
+        }
+    }
+}
+
+/// Times of the current run, or of the last one when paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// When it became ready.
+    pub started_at: OffsetDateTime,
+    /// Its deadline, or the moment of the pause.
+    pub end_at: OffsetDateTime,
+}
+
+impl Run {
+    /// A run that starts now and ends after `timeout`, at most `longest`.
+    pub fn starting_now(timeout: Duration, longest: Duration) -> Self {
+        let started_at = OffsetDateTime::now_utc();
+        Self {
+            started_at,
+            end_at: started_at + timeout.min(longest),
+        }
+    }
+
+    /// Moves the deadline to `timeout` from now, within `longest` of the start.
+    pub fn set_deadline(&mut self, timeout: Duration, longest: Duration) {
+        self.end_at = (OffsetDateTime::now_utc() + timeout).min(self.started_at + longest);
+    }
+
+    /// Like [`set_deadline`](Self::set_deadline), but never to an earlier time.
+    pub fn extend(&mut self, timeout: Duration, longest: Duration) {
+        let end_at = (OffsetDateTime::now_utc() + timeout).min(self.started_at + longest);
+        self.end_at = self.end_at.max(end_at);
+    }
+}
+
+/// The journaled whole of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its name.
+    pub id: SandboxId,
+    /// Counts up with every write; an older writer is refused by the database.
+    pub generation: u64,
+    /// Where it is.
+    pub state: State,
+    /// What it is.
+    pub spec: SandboxSpec,
+    /// When it runs.
+    pub run: Run,
+}
+
+impl Record {
+    /// What clients see; `None` when they see nothing (not announced yet, or being killed).
+    pub fn view(&self) -> Option<SandboxView> {
+        let (state, pause_mode) = match &self.state {
+            State::Creating { .. } | State::Killing { .. } => return None,
+            State::Running { .. } => (PublicState::Running, None),
+            State::Pausing { target, .. } => {
+                let mode = match target {
+                    PauseTarget::Memory { .. } => PauseMode::Full,
+                    PauseTarget::Disk => PauseMode::Filesystem,
+                };
+                (PublicState::Paused, Some(mode))
+            }
+            State::Paused { saved } | State::Resuming { saved, .. } => {
+                (PublicState::Paused, Some(saved.mode()))
+            }
+        };
+        Some(SandboxView {
+            id: self.id.clone(),
+            template_id: self.spec.template_id.clone(),
+            alias: self.spec.alias.clone(),
+            started_at: self.run.started_at,
+            end_at: self.run.end_at,
+            state,
+            pause_mode,
+            cpu_count: self.spec.limits.cpu_milli.div_ceil(1000),
+            memory_mb: self.spec.limits.memory_bytes >> 20,
+            disk_size_mb: self.spec.limits.disk_bytes >> 20,
+            metadata: self.spec.metadata.clone(),
+            access_token: self.spec.access_token.clone(),
+            allow_internet_access: self.spec.allow_internet_access,
+            lifecycle: self.spec.lifecycle,
+        })
+    }
+
+    /// The image that must be kept in this state.
+    pub fn image(&self) -> Option<&ImageId> {
+        match &self.state {
+            State::Paused {
+                saved: Saved::Memory { image },
+            }
+            | State::Resuming {
+                saved: Saved::Memory { image },
+                ..
+            }
+            | State::Pausing {
+                target: PauseTarget::Memory { image },
+                ..
+            } => Some(image),
+            State::Paused {
+                saved: Saved::Disk { .. },
+            }
+            | State::Resuming {
+                saved: Saved::Disk { .. },
+                ..
+            }
+            | State::Pausing {
+                target: PauseTarget::Disk,
+                ..
+            }
+            | State::Creating { .. }
+            | State::Running { .. }
+            | State::Killing { .. } => None,
+        }
+    }
+}
+
+impl Saved {
+    /// In the words of the API.
+    pub fn mode(&self) -> PauseMode {
+        match self {
+            Saved::Memory { .. } => PauseMode::Full,
+            Saved::Disk {
+                reason: DiskReason::Asked | DiskReason::ExecutionLost(_) | DiskReason::MemoryStale,
+            } => PauseMode::Filesystem,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! After a start of the server: what the journal says meets what is on the host.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use engine::{ExecutionId, ExecutionStatus};
+
+use super::context::Context;
+use super::driver::Work;
+use super::files::SandboxFiles;
+use super::registry::OpenError;
+use super::state::{self, Outcome, PauseTarget, Recovery, Saved, State};
+use super::transition::{Cause, Ended, blocking, dead, destroy};
+use super::{Record, kill, resume};
+
+/// Every journaled sandbox with the work its recovery needs. What belongs to no sandbox is removed
+/// before this returns.
+pub(super) async fn recover(
+    context: &Arc<Context>,
+) -> Result<Vec<(Record, Option<Work>)>, OpenError> {
+    let records = context.db.load_all().await?;
+    let found = context.engine.find().await?;
+    let found: HashMap<_, _> = found
+        .into_iter()
+        .map(|found| (found.id, found.status))
+        .collect();
+    remove_strays(context, &records, &found).await;
+
+    let mut recovered = Vec::with_capacity(records.len());
+    for mut record in records {
+        let work = recover_one(context, &mut record, &found).await;
+        recovered.push((record, work));
+    }
+    Ok(recovered)
+}
+
+async fn recover_one(
+    context: &Arc<Context>,
+    record: &mut Record,
+    found: &HashMap<ExecutionId, ExecutionStatus>,
+) -> Option<Work> {
+    let status = record
+        .state
+        .execution()
+        .and_then(|execution| found.get(execution))
+        .copied();
+    let recovery = state::recover(&record.state, status, is_committed(context, record));
+    sweep_images(context, record, status).await;
+    if recovery != Recovery::Rest {
+        tracing::info!(sandbox.id = %record.id, from = record.state.name(), ?status, ?recovery, "recovering a sandbox");
+    }
+    let (context, copy) = (Arc::clone(context), record.clone());
+    let restarted = || Cause::Io {
+        step: "resume",
+        source: std::io::Error::other("the server was restarted meanwhile"),
+    };
+    Some(match recovery {
+        Recovery::Rest => return None,
+        Recovery::Adopt(execution, outcome) => Box::pin(adopt(context, copy, execution, outcome)),
+        Recovery::CleanUp(execution, outcome) => Box::pin(async move {
+            destroy(&context, &execution).await;
+            Ended {
+                outcome,
+                cause: None,
+            }
+        }),
+        Recovery::FinishStart(execution) => Box::pin(resume::finish_start(
+            context,
+            copy.clone(),
+            execution,
+            saved_of(&copy),
+        )),
+        Recovery::UndoStart(execution) => Box::pin(resume::undo_start(
+            context,
+            copy.clone(),
+            execution,
+            saved_of(&copy),
+            restarted(),
+        )),
+        Recovery::Delete => {
+            let execution = record.state.execution().cloned();
+            record.state = State::Killing {
+                execution: execution.clone(),
+            };
+            Box::pin(kill::kill(context, copy, execution))
+        }
+    })
+}
+
+/// Takes a live execution over. If it dies in between it is lost like any other.
+async fn adopt(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    outcome: Outcome,
+) -> Ended {
+    let adopted = async {
+        context.engine.adopt(&execution).await?;
+        context.engine.thaw(&execution).await
+    };
+    let Err(error) = adopted.await else {
+        return Ended {
+            outcome,
+            cause: None,
+        };
+    };
+    tracing::error!(sandbox.id = %record.id, %error, "a running execution could not be taken over");
+    let reason = dead(&context, &execution)
+        .await
+        .unwrap_or(engine::ExitReason::Exited);
+    destroy(&context, &execution).await;
+    Ended::failed(Outcome::ExecutionLost(reason), error.into())
+}
+
+fn saved_of(record: &Record) -> Saved {
+    match &record.state {
+        State::Resuming { saved, .. } | State::Paused { saved } => saved.clone(),
+        State::Creating { .. }
+        | State::Running { .. }
+        | State::Pausing { .. }
+        | State::Killing { .. } => Saved::Disk {
+            reason: state::DiskReason::Asked,
+        },
+    }
+}
+
+fn is_committed(context: &Context, record: &Record) -> bool {
+    match &record.state {
+        State::Pausing {
+            target: PauseTarget::Memory { image },
+            ..
+        } => context.files(record).images().is_committed(image),
+        State::Pausing {
+            target: PauseTarget::Disk,
+            ..
+        }
+        | State::Creating { .. }
+        | State::Running { .. }
+        | State::Paused { .. }
+        | State::Resuming { .. }
+        | State::Killing { .. } => false,
+    }
+}
+
+/// Removes what unfinished pauses left. A live execution may still be reading an old image, so
+/// committed ones are only removed when there is none; the driver does the rest.
+async fn sweep_images(context: &Context, record: &Record, status: Option<ExecutionStatus>) {
+    let images = context.files(record).images();
+    let keep = record.image().cloned();
+    let swept = match status {
+        Some(_) => blocking(move || images.sweep_staging()).await,
+        None => blocking(move || images.sweep(keep.as_ref())).await,
+    };
+    if let Err(error) = swept {
+        tracing::warn!(sandbox.id = %record.id, %error, "old images could not be removed");
+    }
+}
+
+/// Destroys executions that no record names, and points out directories that none names. Such a
+/// directory cannot come from a crash (the record is written first and deleted last), so it may be
+/// somebody's data without its journal: it is left alone.
+async fn remove_strays(
+    context: &Context,
+    records: &[Record],
+    found: &HashMap<ExecutionId, ExecutionStatus>,
+) {
+    let known: HashSet<_> = records
+        .iter()
+        .filter_map(|record| record.state.execution())
+        .collect();
+    for stray in found.keys().filter(|id| !known.contains(id)) {
+        tracing::warn!(execution.id = %stray, "destroying an execution that belongs to no sandbox");
+        if let Err(error) = context.engine.destroy(stray).await {
+            tracing::error!(execution.id = %stray, %error, "it could not be destroyed");
+        }
+    }
+    let names: HashSet<_> = records.iter().map(|record| record.id.to_string()).collect();
+    let all = SandboxFiles::all(&context.data_dir);
+    let listed = blocking(move || -> std::io::Result<Vec<std::path::PathBuf>> {
+        let entries = match std::fs::read_dir(&all) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect()
+    });
+    for path in listed.await.unwrap_or_default() {
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        if name.is_none_or(|name| !names.contains(&name)) {
+            tracing::warn!(path = %path.display(), "this directory belongs to no sandbox of the journal; remove it if you do not need it");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! resume: check what was saved, start from it, greet the agent.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use engine::{BuildId, ExecutionId, StartFrom};
+use snapshot::{ImageId, Manifest};
+
+use super::Record;
+use super::context::Context;
+use super::faults::Step;
+use super::launch;
+use super::state::{Outcome, Saved, StartPoint};
+use super::transition::{Cause, Ended, blocking, destroy};
+
+/// What is known about a failed attempt.
+struct Failure {
+    cause: Cause,
+    /// Whether the guest may have written to its disk.
+    guest_may_have_run: bool,
+}
+
+impl Failure {
+    fn before_the_guest(cause: impl Into<Cause>) -> Self {
+        Self {
+            cause: cause.into(),
+            guest_may_have_run: false,
+        }
+    }
+
+    fn with_the_guest(cause: impl Into<Cause>) -> Self {
+        Self {
+            cause: cause.into(),
+            guest_may_have_run: true,
+        }
+    }
+}
+
+/// Starts the sandbox of a record in state `Resuming`. A failure leaves what was saved as it was;
+/// it is tried once more, because restores fail about once in a thousand times for no lasting
+/// reason.
+pub(super) async fn resume(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    saved: Saved,
+    from: StartPoint,
+) -> Ended {
+    let mut retried = false;
+    loop {
+        let started = match (&saved, from) {
+            (Saved::Memory { image }, StartPoint::Memory) => {
+                from_memory(&context, &record, &execution, image).await
+            }
+            (Saved::Memory { .. } | Saved::Disk { .. }, StartPoint::Disk)
+            | (Saved::Disk { .. }, StartPoint::Memory) => {
+                from_disk(&context, &record, &execution).await
+            }
+        };
+        let failure = match started {
+            Ok(()) => return Ended::done(),
+            Err(failure) => failure,
+        };
+        let outcome = undo(
+            &context,
+            &record,
+            &execution,
+            &saved,
+            failure.guest_may_have_run,
+        )
+        .await;
+        if retried || outcome != Outcome::Undone || !worth_a_retry(&failure.cause) {
+            return Ended::failed(outcome, failure.cause);
+        }
+        tracing::warn!(sandbox.id = %record.id, error = %failure.cause, "a resume failed, trying once more");
+        retried = true;
+    }
+}
+
+/// After a crash of the server: the execution was found alive, is its agent?
+pub(super) async fn finish_start(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    saved: Saved,
+) -> Ended {
+    let adopted = async {
+        context.engine.adopt(&execution).await?;
+        context.engine.thaw(&execution).await?;
+        launch::greet(&context, &record, &execution).await
+    };
+    match adopted.await {
+        Ok(()) => Ended::done(),
+        Err(cause) => undo_start(context, record, execution, saved, cause).await,
+    }
+}
+
+/// After a crash of the server: nothing of use is left of the start.
+pub(super) async fn undo_start(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    saved: Saved,
+    cause: Cause,
+) -> Ended {
+    let outcome = undo(&context, &record, &execution, &saved, true).await;
+    Ended::failed(outcome, cause)
+}
+
+async fn from_memory(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+) -> Result<(), Failure> {
+    context
+        .faults
+        .reach(Step::ResumeCheck)
+        .await
+        .map_err(Failure::before_the_guest)?;
+    let images = context.files(record).images();
+    let (checked, id) = (images.clone(), image.clone());
+    let manifest: Manifest = blocking(move || checked.check(&id))
+        .await
+        .map_err(Failure::before_the_guest)?;
+    let build = BuildId(manifest.engine.build.clone());
+    if !context.engine.has_build(&build) {
+        let gone = Cause::BuildGone(manifest.engine.version);
+        return Err(Failure::before_the_guest(gone));
+    }
+    let spec = context.execution_spec(record, execution, build);
+    context
+        .faults
+        .reach(Step::ResumeStart)
+        .await
+        .map_err(Failure::before_the_guest)?;
+    let path = images.path(image);
+    context
+        .engine
+        .start(&spec, StartFrom::Image(&path))
+        .await
+        .map_err(|error| Failure {
+            cause: error.source.into(),
+            guest_may_have_run: error.guest_may_have_run,
+        })?;
+    up(context, record, execution).await
+}
+
+async fn from_disk(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+) -> Result<(), Failure> {
+    context
+        .faults
+        .reach(Step::ResumeCheck)
+        .await
+        .map_err(Failure::before_the_guest)?;
+    let spec = context.execution_spec(record, execution, context.engine.build().id.clone());
+    context
+        .faults
+        .reach(Step::ResumeStart)
+        .await
+        .map_err(Failure::before_the_guest)?;
+    context
+        .engine
+        .start(&spec, StartFrom::Boot)
+        .await
+        .map_err(|error| Failure {
+            cause: error.source.into(),
+            guest_may_have_run: error.guest_may_have_run,
+        })?;
+    up(context, record, execution).await
+}
+
+async fn up(context: &Context, record: &Record, execution: &ExecutionId) -> Result<(), Failure> {
+    context
+        .faults
+        .reach(Step::ResumeAgent)
+        .await
+        .map_err(Failure::with_the_guest)?;
+    launch::greet(context, record, execution)
+        .await
+        .map_err(Failure::with_the_guest)?;
+    context
+        .faults
+        .reach(Step::ResumePublish)
+        .await
+        .map_err(Failure::with_the_guest)
+}
+
+/// Destroys the execution and says whether what was saved is still good. An image belongs to
+/// exactly one state of its disk; whether the guest got as far as changing it, the disk tells.
+async fn undo(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    saved: &Saved,
+    guest_may_have_run: bool,
+) -> Outcome {
+    destroy(context, execution).await;
+    let Saved::Memory { image } = saved else {
+        return Outcome::Undone;
+    };
+    if !guest_may_have_run {
+        return Outcome::Undone;
+    }
+    let images = context.files(record).images();
+    let id = image.clone();
+    let manifest = match blocking(move || images.check(&id)).await {
+        Ok(manifest) => manifest,
+        // An image that cannot be read now stays what is saved: the next resume reports it.
+        Err(_) => return Outcome::Undone,
+    };
+    let frozen_at = u64::try_from(manifest.subject.frozen_at_ns).unwrap_or(0);
+    let frozen_at = SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(frozen_at);
+    match context
+        .engine
+        .disk_changed_since(&context.files(record).disk(), frozen_at)
+        .await
+    {
+        Ok(false) => Outcome::Undone,
+        Ok(true) => Outcome::MemoryStale,
+        Err(error) => {
+            tracing::error!(sandbox.id = %record.id, %error, "the disk could not be compared with the image");
+            Outcome::MemoryStale
+        }
+    }
+}
+
+fn worth_a_retry(cause: &Cause) -> bool {
+    match cause {
+        Cause::Engine(_) | Cause::Exited | Cause::AgentSilent(_) => true,
+        Cause::NoSpace(_)
+        | Cause::Image(_)
+        | Cause::BuildGone(_)
+        | Cause::Io { .. }
+        | Cause::Injected(_) => false,
+    }
+}

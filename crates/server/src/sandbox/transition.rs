@@ -1,0 +1,113 @@
+//! How the work of a transition ends, and the parts that several share.
+
+use std::time::Duration;
+
+use engine::{EngineError, ExecutionId};
+use snapshot::ImageError;
+
+use super::context::Context;
+use super::faults::InjectedFault;
+use super::state::Outcome;
+
+/// Result of a transition's work: where it leads, and why if that is not its goal.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) cause: Option<Cause>,
+}
+
+impl Ended {
+    pub(super) fn done() -> Self {
+        Self {
+            outcome: Outcome::Done,
+            cause: None,
+        }
+    }
+
+    pub(super) fn failed(outcome: Outcome, cause: Cause) -> Self {
+        Self {
+            outcome,
+            cause: Some(cause),
+        }
+    }
+}
+
+/// Why the work of a transition failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Cause {
+    /// The host's disk is full, or would be.
+    #[error("not enough disk space: {0}")]
+    NoSpace(String),
+    /// The agent did not answer.
+    #[error("the agent does not answer: {0}")]
+    AgentSilent(String),
+    /// The execution ended by itself.
+    #[error("the execution ended while it was being started")]
+    Exited,
+    /// The image cannot be used.
+    #[error(transparent)]
+    Image(ImageError),
+    /// The engine build that wrote the image is gone.
+    #[error("the engine build {0}, which wrote the image, is not kept on this host any more")]
+    BuildGone(String),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(EngineError),
+    /// The file system failed.
+    #[error("{step}: {source}")]
+    Io {
+        step: &'static str,
+        source: std::io::Error,
+    },
+    /// A test wanted it.
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+}
+
+impl From<EngineError> for Cause {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::NoSpace { .. } => Self::NoSpace(error.to_string()),
+            EngineError::Unknown(_) | EngineError::Timeout { .. } | EngineError::Failed { .. } => {
+                Self::Engine(error)
+            }
+        }
+    }
+}
+
+impl From<ImageError> for Cause {
+    fn from(error: ImageError) -> Self {
+        if error.is_no_space() {
+            Self::NoSpace(error.to_string())
+        } else {
+            Self::Image(error)
+        }
+    }
+}
+
+/// Runs blocking file work off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("file work neither panics nor is cancelled")
+}
+
+/// Destroys an execution, trying again until it works: going on without would let two executions
+/// share a disk.
+pub(super) async fn destroy(context: &Context, execution: &ExecutionId) {
+    let mut wait = Duration::from_millis(50);
+    while let Err(error) = context.engine.destroy(execution).await {
+        tracing::error!(execution.id = %execution, %error, "destroying an execution failed, trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// Whether an execution is dead, and of what.
+pub(super) async fn dead(context: &Context, execution: &ExecutionId) -> Option<engine::ExitReason> {
+    // A dead one answers at once; the limit only bounds the wait for one that is alive.
+    let limit = Duration::from_millis(20);
+    tokio::time::timeout(limit, context.engine.exited(execution))
+        .await
+        .ok()
+}
