@@ -52,7 +52,10 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
                 length,
             )?;
             if copied == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the disk was cut short"));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the disk was cut short",
+                ));
             }
         }
         position = end;

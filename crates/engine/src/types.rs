@@ -31,7 +31,9 @@ impl ExecutionId {
     pub fn parse(text: &str) -> Option<Self> {
         let valid = text.len() == Self::LENGTH
             && text.starts_with('x')
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         valid.then(|| Self(text.to_owned()))
     }
 

@@ -4,8 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
@@ -74,7 +74,12 @@ impl FakeGuest {
             }
         });
         let (end, _) = watch::channel(None);
-        Ok(Self { disk: disk.to_owned(), shared, address, end })
+        Ok(Self {
+            disk: disk.to_owned(),
+            shared,
+            address,
+            end,
+        })
     }
 
     pub(super) fn memory(&self) -> u64 {
@@ -91,7 +96,9 @@ impl FakeGuest {
             return false;
         }
         let now = self.shared.memory.fetch_add(1, Ordering::SeqCst) + 1;
-        let file = OpenOptions::new().append(true).open(self.disk.join(DISK_FILE));
+        let file = OpenOptions::new()
+            .append(true)
+            .open(self.disk.join(DISK_FILE));
         file.and_then(|mut file| writeln!(file, "{now}")).is_ok()
     }
 
@@ -124,7 +131,11 @@ impl FakeGuest {
     }
 
     pub(super) fn address(&self, _port: u16) -> io::Result<SocketAddr> {
-        if self.is_dead() { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(self.address) }
+        if self.is_dead() {
+            Err(io::ErrorKind::ConnectionRefused.into())
+        } else {
+            Ok(self.address)
+        }
     }
 
     /// Writes the image and returns its content, which is different for every checkpoint.
@@ -185,15 +196,19 @@ fn answer(guest: &Shared, mut stream: TcpStream) {
             "200 OK",
             r#"{"agentVersion":"fake","envdVersion":"0.6.13","bootId":"b","processes":0}"#.into(),
         ),
-        "/prepare" if guest.prepare_fails => {
-            ("500 Internal Server Error", r#"{"code":500,"message":"injected"}"#.to_owned())
-        }
+        "/prepare" if guest.prepare_fails => (
+            "500 Internal Server Error",
+            r#"{"code":500,"message":"injected"}"#.to_owned(),
+        ),
         "/prepare" => ("200 OK", "{}".to_owned()),
         "/health" => ("204 No Content", String::new()),
         _ => ("200 OK", guest.memory.load(Ordering::SeqCst).to_string()),
     };
     let length = text.len();
-    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+    let head =
+        format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
     // A client that left does not interest anybody.
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(text.as_bytes()));
+    let _ = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(text.as_bytes()));
 }
