@@ -76,6 +76,8 @@ pub(super) struct Driver {
     published: watch::Sender<Published>,
     ended: CancellationToken,
     work: Option<Work>,
+    /// The work in flight is what a crash left; its failure is not the answer to a new request.
+    recovering: bool,
     joined: Vec<Message>,
     waiting: VecDeque<Message>,
     /// Resolves when the live execution dies.
@@ -108,6 +110,7 @@ impl Driver {
             published,
             ended,
             work,
+            recovering: false,
             joined: Vec::new(),
             waiting: VecDeque::new(),
             exit: None,
@@ -122,6 +125,11 @@ impl Driver {
         self.joined.push(message);
     }
 
+    /// The work the driver was made with is the end of something a crash interrupted.
+    pub(super) fn recovering(&mut self) {
+        self.recovering = self.work.is_some();
+    }
+
     /// Runs until the sandbox is gone or the server stops.
     pub(super) async fn run(mut self) {
         if self.work.is_none() {
@@ -133,6 +141,7 @@ impl Driver {
                 biased;
                 ended = maybe(self.work.as_mut()) => {
                     self.work = None;
+                    self.recovering = false;
                     if self.finish(ended).await.is_none() {
                         return;
                     }
@@ -166,6 +175,7 @@ impl Driver {
                 self.waiting.push_back(message);
             }
             Decision::Begin(transition) => self.begin(transition, Some(message)).await,
+            Decision::Join if self.recovering => self.waiting.push_back(message),
             Decision::Join => self.joined.push(message),
             Decision::Wait => self.waiting.push_back(message),
             Decision::AlreadySo => self.change_deadline(message).await,
@@ -383,8 +393,11 @@ impl Driver {
             late.push_back(message);
         }
         for message in late {
-            let gone = SandboxError::NotFound(self.record.id.clone());
-            self.answer(message, Err(gone));
+            let answer = match &message.request {
+                Request::Kill => Ok((None, Connected::AlreadyRunning)),
+                _ => Err(SandboxError::NotFound(self.record.id.clone())),
+            };
+            self.answer(message, answer);
         }
     }
 

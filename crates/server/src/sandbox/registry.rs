@@ -146,8 +146,9 @@ impl Sandboxes {
             work,
             messages,
         );
-        if let Some(message) = first {
-            driver.join(message);
+        match first {
+            Some(message) => driver.join(message),
+            None => driver.recovering(),
         }
         self.live.insert(id, Handle { inbox, published });
         self.context.tasks.spawn(driver.run());

@@ -455,3 +455,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

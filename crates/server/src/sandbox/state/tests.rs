@@ -1,0 +1,355 @@
+//! The lifecycle, exhaustively: every state with every command, outcome and finding; and random
+//! walks against the invariants.
+
+use super::*;
+
+fn executions() -> [ExecutionId; 2] {
+    ["xaaaaaaaaaaaaaaaaaaaa", "xbbbbbbbbbbbbbbbbbbbb"].map(|id| ExecutionId::parse(id).unwrap())
+}
+
+fn image(letter: char) -> ImageId {
+    ImageId::parse(&format!("m{}", letter.to_string().repeat(20))).unwrap()
+}
+
+fn reasons() -> Vec<DiskReason> {
+    vec![
+        DiskReason::Asked,
+        DiskReason::ExecutionLost(ExitReason::Exited),
+        DiskReason::ExecutionLost(ExitReason::OutOfMemory),
+        DiskReason::MemoryStale,
+    ]
+}
+
+fn all_saved() -> Vec<Saved> {
+    let mut all = vec![Saved::Memory { image: image('a') }];
+    all.extend(reasons().into_iter().map(|reason| Saved::Disk { reason }));
+    all
+}
+
+fn states() -> Vec<State> {
+    let [execution, _] = executions();
+    let mut all = vec![
+        State::Creating { execution: execution.clone() },
+        State::Running { execution: execution.clone() },
+        State::Pausing {
+            execution: execution.clone(),
+            target: PauseTarget::Memory { image: image('b') },
+        },
+        State::Pausing { execution: execution.clone(), target: PauseTarget::Disk },
+        State::Killing { execution: None },
+        State::Killing { execution: Some(execution.clone()) },
+    ];
+    for saved in all_saved() {
+        all.push(State::Paused { saved: saved.clone() });
+        for from in [StartPoint::Memory, StartPoint::Disk] {
+            let (execution, saved) = (execution.clone(), saved.clone());
+            all.push(State::Resuming { execution, saved, from });
+        }
+    }
+    all
+}
+
+fn pauses() -> Vec<PauseRequest> {
+    let mut all = Vec::new();
+    for mode in [PauseMode::Full, PauseMode::Filesystem] {
+        for require_healthy_guest in [false, true] {
+            all.push(PauseRequest { mode, require_healthy_guest });
+        }
+    }
+    all
+}
+
+fn commands() -> Vec<Command> {
+    let mut all: Vec<_> = pauses().into_iter().map(Command::Pause).collect();
+    all.extend([Command::Resume, Command::Connect, Command::Kill, Command::SetDeadline]);
+    for execution in executions() {
+        for reason in [ExitReason::Exited, ExitReason::OutOfMemory] {
+            all.push(Command::Lost(execution.clone(), reason));
+        }
+    }
+    all
+}
+
+fn outcomes() -> Vec<Outcome> {
+    vec![
+        Outcome::Done,
+        Outcome::Undone,
+        Outcome::ExecutionLost(ExitReason::Exited),
+        Outcome::ExecutionLost(ExitReason::OutOfMemory),
+        Outcome::MemoryStale,
+    ]
+}
+
+fn fresh() -> FreshNames {
+    let [_, execution] = executions();
+    FreshNames { execution, image: image('z') }
+}
+
+/// The contract's concurrency matrix, one letter per answer: B begin, J join, W wait, S already
+/// so, and for refusals N not found, P already paused, R already running, T not running (404 for
+/// deadlines), Y busy, K being killed.
+#[test]
+fn every_command_in_every_state_is_answered_as_the_contract_says() {
+    let table = [
+        //            pause resume connect kill deadline
+        ("creating", "NNNNN"),
+        ("running", "BRSBS"),
+        ("pausing", "JWWWY"),
+        ("paused", "PBBBT"),
+        ("resuming", "WJJWT"),
+        ("killing", "NNKJN"),
+    ];
+    for state in states() {
+        let (_, row) = table.iter().find(|(name, _)| *name == state.name()).unwrap();
+        for command in commands() {
+            let column = match command {
+                Command::Pause(_) => 0,
+                Command::Resume => 1,
+                Command::Connect => 2,
+                Command::Kill => 3,
+                Command::SetDeadline => 4,
+                Command::Lost(..) => continue,
+            };
+            let letter = match decide(&state, &command) {
+                Decision::Begin(_) => 'B',
+                Decision::Join => 'J',
+                Decision::Wait => 'W',
+                Decision::AlreadySo => 'S',
+                Decision::Refuse(Refusal::NotFound) => 'N',
+                Decision::Refuse(Refusal::AlreadyPaused) => 'P',
+                Decision::Refuse(Refusal::AlreadyRunning) => 'R',
+                Decision::Refuse(Refusal::NotRunning) => 'T',
+                Decision::Refuse(Refusal::Busy) => 'Y',
+                Decision::Refuse(Refusal::BeingKilled) => 'K',
+                Decision::Stale => '-',
+            };
+            assert_eq!(row.chars().nth(column), Some(letter), "{state:?} {command:?}");
+        }
+    }
+}
+
+#[test]
+fn the_end_of_an_execution_matters_only_to_the_run_it_belongs_to() {
+    let [live, other] = executions();
+    for state in states() {
+        for (execution, reason) in
+            [(&live, ExitReason::Exited), (&other, ExitReason::OutOfMemory)]
+        {
+            let decision = decide(&state, &Command::Lost(execution.clone(), reason.clone()));
+            let expected = match &state {
+                State::Running { execution: running } if running == execution => {
+                    Decision::Begin(Transition::Lose(reason))
+                }
+                _ => Decision::Stale,
+            };
+            assert_eq!(decision, expected, "{state:?}");
+        }
+    }
+}
+
+#[test]
+fn whatever_is_decided_to_begin_can_begin_and_nothing_else_can() {
+    let [live, _] = executions();
+    let mut transitions: Vec<_> = pauses().into_iter().map(Transition::Pause).collect();
+    transitions.extend([
+        Transition::Resume,
+        Transition::Kill,
+        Transition::Lose(ExitReason::Exited),
+    ]);
+    for state in states() {
+        for transition in &transitions {
+            let command = match transition {
+                Transition::Pause(request) => Command::Pause(*request),
+                Transition::Resume => Command::Resume,
+                Transition::Kill => Command::Kill,
+                Transition::Lose(reason) => Command::Lost(live.clone(), reason.clone()),
+            };
+            let wanted = decide(&state, &command) == Decision::Begin(transition.clone());
+            let begun = begin(&state, transition, StartPoint::Memory, fresh());
+            assert_eq!(wanted, begun.is_some(), "{state:?} {transition:?}");
+        }
+    }
+}
+
+#[test]
+fn a_resume_uses_what_is_saved_and_keeps_it_until_it_ended() {
+    for saved in all_saved() {
+        for from in [StartPoint::Memory, StartPoint::Disk] {
+            let paused = State::Paused { saved: saved.clone() };
+            let begun = begin(&paused, &Transition::Resume, from, fresh()).unwrap();
+            let State::Resuming { execution, saved: kept, from: used } = &begun else {
+                panic!("{begun:?}")
+            };
+            assert_eq!(*execution, fresh().execution);
+            assert_eq!(*kept, saved);
+            let expected = match saved {
+                Saved::Memory { .. } => from,
+                Saved::Disk { .. } => StartPoint::Disk,
+            };
+            assert_eq!(*used, expected);
+        }
+    }
+}
+
+#[test]
+fn a_failed_resume_leaves_the_sandbox_paused() {
+    for state in states() {
+        let State::Resuming { saved, .. } = &state else { continue };
+        for outcome in outcomes() {
+            let next = after(&state, &outcome);
+            match outcome {
+                Outcome::Done => assert!(matches!(next, Next::State(State::Running { .. }))),
+                Outcome::Undone | Outcome::ExecutionLost(_) => {
+                    assert_eq!(next, Next::State(State::Paused { saved: saved.clone() }));
+                }
+                Outcome::MemoryStale => {
+                    let Next::State(State::Paused { saved: left }) = next else { panic!() };
+                    assert!(matches!(left, Saved::Disk { .. }), "stale memory must not be kept");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_failed_pause_never_ends_a_sandbox() {
+    for state in states() {
+        let State::Pausing { execution, .. } = &state else { continue };
+        for outcome in outcomes() {
+            let next = after(&state, &outcome);
+            match outcome {
+                Outcome::Undone | Outcome::MemoryStale => assert_eq!(
+                    next,
+                    Next::State(State::Running { execution: execution.clone() })
+                ),
+                Outcome::Done | Outcome::ExecutionLost(_) => {
+                    assert!(matches!(next, Next::State(State::Paused { .. })));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_a_failed_create_or_a_finished_kill_ends_in_nothing() {
+    for state in states() {
+        for outcome in outcomes() {
+            let gone = after(&state, &outcome) == Next::Gone;
+            let expected = match state {
+                State::Creating { .. } => outcome != Outcome::Done,
+                State::Killing { .. } => outcome == Outcome::Done,
+                State::Running { .. }
+                | State::Pausing { .. }
+                | State::Paused { .. }
+                | State::Resuming { .. } => false,
+            };
+            assert_eq!(gone, expected, "{state:?} {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn recovery_keeps_every_announced_sandbox_and_respects_the_commit_point() {
+    let findings = [
+        None,
+        Some(ExecutionStatus::Running),
+        Some(ExecutionStatus::Frozen),
+        Some(ExecutionStatus::Dead),
+    ];
+    for state in states() {
+        for found in findings {
+            for committed in [false, true] {
+                let alive = matches!(
+                    found,
+                    Some(ExecutionStatus::Running | ExecutionStatus::Frozen)
+                );
+                let recovery = recover(&state, found, committed);
+                let context = format!("{state:?} {found:?} {committed}");
+                match (&state, &recovery) {
+                    (State::Creating { .. } | State::Killing { .. }, Recovery::Delete)
+                    | (State::Paused { .. }, Recovery::Rest) => {}
+                    (State::Running { .. }, Recovery::Adopt(_, Outcome::Done)) => {
+                        assert!(alive, "{context}");
+                    }
+                    (State::Running { .. }, Recovery::CleanUp(_, outcome)) => {
+                        assert!(!alive, "{context}");
+                        assert!(matches!(outcome, Outcome::ExecutionLost(_)), "{context}");
+                    }
+                    (State::Pausing { target, .. }, Recovery::Adopt(_, Outcome::Undone)) => {
+                        assert!(alive, "{context}");
+                        assert!(!committed || *target == PauseTarget::Disk, "{context}");
+                    }
+                    (State::Pausing { target, .. }, Recovery::CleanUp(_, Outcome::Done)) => {
+                        let kept = match target {
+                            PauseTarget::Memory { .. } => committed,
+                            PauseTarget::Disk => !alive,
+                        };
+                        assert!(kept, "{context}");
+                    }
+                    (
+                        State::Pausing { .. },
+                        Recovery::CleanUp(_, Outcome::ExecutionLost(_)),
+                    ) => assert!(!alive && !committed, "{context}"),
+                    (State::Resuming { .. }, Recovery::FinishStart(_)) => {
+                        assert!(alive, "{context}");
+                    }
+                    (State::Resuming { .. }, Recovery::UndoStart(_)) => {
+                        assert!(!alive, "{context}");
+                    }
+                    _ => panic!("{context} must not lead to {recovery:?}"),
+                }
+                // Whatever the recovery's work reports, an announced sandbox is still there.
+                if !matches!(state, State::Creating { .. } | State::Killing { .. }) {
+                    for outcome in outcomes() {
+                        assert_ne!(after(&state, &outcome), Next::Gone, "{context}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_journal_reads_back_what_it_wrote() {
+    for state in states() {
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+    }
+}
+
+/// Random commands and outcomes against a model that only knows the rules: at most one execution,
+/// none while paused, and no way back from killing.
+#[test]
+fn random_walks_keep_the_invariants() {
+    use rand::prelude::*;
+    let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+    for _ in 0..2_000 {
+        let [first, _] = executions();
+        let mut state = State::Creating { execution: first };
+        let mut killing = false;
+        for _ in 0..60 {
+            let transient = !matches!(state, State::Running { .. } | State::Paused { .. });
+            let next = if transient {
+                after(&state, outcomes().choose(&mut rng).unwrap())
+            } else {
+                match decide(&state, commands().choose(&mut rng).unwrap()) {
+                    Decision::Begin(transition) => {
+                        let fresh =
+                            FreshNames { execution: ExecutionId::random(), image: image('c') };
+                        Next::State(
+                            begin(&state, &transition, StartPoint::Memory, fresh).unwrap(),
+                        )
+                    }
+                    _ => Next::State(state.clone()),
+                }
+            };
+            let Next::State(next) = next else { break };
+            killing |= matches!(next, State::Killing { .. });
+            assert_eq!(killing, matches!(next, State::Killing { .. }), "{next:?}");
+            if let State::Paused { .. } = next {
+                assert_eq!(next.execution(), None);
+            }
+            state = next;
+        }
+    }
+}

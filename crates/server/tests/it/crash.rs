@@ -1,0 +1,264 @@
+//! SIGKILL of the server at every step: the next one on the same folder and host loses nothing.
+
+use std::time::Duration;
+
+use engine::ExitReason;
+use server::sandbox::{Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, Step};
+
+use crate::support::{FULL, MINUTE, Place, create, eventually, request, state_of};
+
+/// A server that can be stopped dead: dropping its runtime drops every task where it stands.
+struct Server {
+    runtime: tokio::runtime::Runtime,
+    sandboxes: Sandboxes,
+}
+
+impl Server {
+    fn start(place: &Place) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let sandboxes = runtime.block_on(place.open());
+        Self { runtime, sandboxes }
+    }
+
+    fn kill(self) {
+        self.runtime.shutdown_background();
+    }
+
+    fn settled(&self, id: &SandboxId, state: PublicState) {
+        self.runtime.block_on(eventually("recovery", || {
+            state_of(&self.sandboxes, id) == Some(state)
+        }));
+    }
+}
+
+/// Runs one call on a server that stops dead at `step`.
+fn crash_at(
+    place: &Place,
+    server: Server,
+    step: Step,
+    call: impl AsyncFnOnce(&Sandboxes),
+) {
+    place.inject(step, Fault::Stop);
+    let Server { runtime, sandboxes } = server;
+    runtime.block_on(async {
+        let stopped = eventually("the fault", || place.faults_left() == 0);
+        tokio::select! {
+            () = stopped => {}
+            () = call(&sandboxes) => {}
+        }
+    });
+    assert_eq!(place.faults_left(), 0, "{step:?} was not reached");
+    runtime.shutdown_background();
+}
+
+fn is_of(step: Step, prefix: &str) -> bool {
+    format!("{step:?}").starts_with(prefix)
+}
+
+#[test]
+fn a_crash_at_any_step_of_create_leaves_nothing() {
+    for step in Step::ALL.into_iter().filter(|step| is_of(*step, "Create")) {
+        let place = Place::new();
+        let server = Server::start(&place);
+        crash_at(&place, server, step, async |sandboxes| {
+            let _ = sandboxes.create(request()).await;
+        });
+        let next = Server::start(&place);
+        next.runtime.block_on(async {
+            eventually("the clean-up", || {
+                place.host.executions().is_empty() && place.directories().is_empty()
+            })
+            .await;
+            next.sandboxes.settle().await;
+            assert_eq!(next.sandboxes.list().len(), 0);
+            // The server works on as if nothing had been.
+            let id = create(&next.sandboxes).await;
+            next.sandboxes.kill(&id).await.unwrap();
+            place.assert_clean().await;
+        });
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_pause_is_undone_before_the_commit_and_finished_after_it() {
+    for step in Step::ALL.into_iter().filter(|step| is_of(*step, "Pause")) {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let id = server.runtime.block_on(create(&server.sandboxes));
+        assert!(place.host.step(&place.execution()));
+        crash_at(&place, server, step, async |sandboxes| {
+            let _ = sandboxes.pause(&id, FULL).await;
+        });
+        let committed = matches!(step, Step::PauseDestroy | Step::PausePublish);
+        let next = Server::start(&place);
+        if committed {
+            next.settled(&id, PublicState::Paused);
+            next.runtime.block_on(async {
+                eventually("the end of the execution", || place.host.executions().is_empty()).await;
+                next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+            });
+        } else {
+            next.settled(&id, PublicState::Running);
+        }
+        let execution = place.execution();
+        assert_eq!(place.host.memory(&execution), Some(1), "{step:?}");
+        assert!(place.host.step(&execution), "{step:?}: the guest must go on");
+        assert_eq!(place.staging(), Vec::<std::path::PathBuf>::new(), "{step:?}");
+        next.runtime.block_on(async {
+            next.sandboxes.pause(&id, FULL).await.unwrap();
+            next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+            assert_eq!(place.host.memory(&place.execution()), Some(2), "{step:?}");
+            next.sandboxes.kill(&id).await.unwrap();
+            place.assert_clean().await;
+        });
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_resume_loses_nothing() {
+    for step in Step::ALL.into_iter().filter(|step| is_of(*step, "Resume")) {
+        for guest_wrote in [false, true] {
+            let place = Place::new();
+            let server = Server::start(&place);
+            let id = server.runtime.block_on(async {
+                let id = create(&server.sandboxes).await;
+                assert!(place.host.step(&place.execution()));
+                server.sandboxes.pause(&id, FULL).await.unwrap();
+                id
+            });
+            crash_at(&place, server, step, async |sandboxes| {
+                let _ = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+            });
+            let mut expected = 1;
+            let started = !place.host.executions().is_empty();
+            if started && guest_wrote {
+                assert!(place.host.step(&place.execution()));
+                expected = 2;
+            }
+            let next = Server::start(&place);
+            next.runtime.block_on(async {
+                next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+                assert_eq!(place.host.memory(&place.execution()), Some(expected), "{step:?}");
+                next.sandboxes.kill(&id).await.unwrap();
+                place.assert_clean().await;
+            });
+        }
+    }
+}
+
+#[test]
+fn an_execution_that_dies_during_a_crashed_resume_is_booted_only_if_it_wrote() {
+    for guest_wrote in [false, true] {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let id = server.runtime.block_on(async {
+            let id = create(&server.sandboxes).await;
+            assert!(place.host.step(&place.execution()));
+            server.sandboxes.pause(&id, FULL).await.unwrap();
+            id
+        });
+        crash_at(&place, server, Step::ResumeAgent, async |sandboxes| {
+            let _ = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+        });
+        if guest_wrote {
+            assert!(place.host.step(&place.execution()));
+        }
+        place.host.kill(&place.execution(), ExitReason::Exited);
+        let next = Server::start(&place);
+        next.runtime.block_on(async {
+            next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+            let expected = if guest_wrote { 0 } else { 1 };
+            assert_eq!(place.host.memory(&place.execution()), Some(expected));
+            next.sandboxes.kill(&id).await.unwrap();
+            place.assert_clean().await;
+        });
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_kill_is_finished() {
+    for step in Step::ALL.into_iter().filter(|step| is_of(*step, "Kill")) {
+        for paused in [false, true] {
+            let place = Place::new();
+            let server = Server::start(&place);
+            let id = server.runtime.block_on(async {
+                let id = create(&server.sandboxes).await;
+                if paused {
+                    server.sandboxes.pause(&id, FULL).await.unwrap();
+                }
+                id
+            });
+            crash_at(&place, server, step, async |sandboxes| {
+                let _ = sandboxes.kill(&id).await;
+            });
+            let next = Server::start(&place);
+            assert_eq!(state_of(&next.sandboxes, &id), None, "a killed sandbox never returns");
+            next.runtime.block_on(async {
+                eventually("the deletion", || {
+                    place.host.executions().is_empty() && place.directories().is_empty()
+                })
+                .await;
+                // Joins the kill that is being finished, or finds nothing any more.
+                let _ = next.sandboxes.kill(&id).await;
+                assert!(next.sandboxes.list().is_empty());
+                place.assert_clean().await;
+            });
+        }
+    }
+}
+
+#[test]
+fn running_and_paused_sandboxes_survive_a_crash_at_rest() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let (running, paused) = server.runtime.block_on(async {
+        let paused = create(&server.sandboxes).await;
+        assert!(place.host.step(&place.execution()));
+        server.sandboxes.pause(&paused, FULL).await.unwrap();
+        (create(&server.sandboxes).await, paused)
+    });
+    let execution = place.execution();
+    let before = server.sandboxes.get(&running).unwrap();
+    server.kill();
+    assert!(place.host.step(&execution), "sandboxes run on without a server");
+    let next = Server::start(&place);
+    next.settled(&running, PublicState::Running);
+    let after = next.sandboxes.get(&running).unwrap();
+    assert_eq!(after.end_at, before.end_at);
+    assert_eq!(after.access_token, before.access_token);
+    next.runtime.block_on(async {
+        let route = next.sandboxes.route(&running).unwrap();
+        assert!(route.guest.health().await.is_ok());
+        next.sandboxes.kill(&running).await.unwrap();
+        next.sandboxes.connect(&paused, MINUTE, ResumeFrom::Saved).await.unwrap();
+        assert_eq!(place.host.memory(&place.execution()), Some(1));
+        next.sandboxes.kill(&paused).await.unwrap();
+        place.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_deadline_that_passed_while_no_server_ran_is_met_at_once() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let id = server.runtime.block_on(async {
+        let id = create(&server.sandboxes).await;
+        server.sandboxes.set_timeout(&id, Duration::from_secs(1)).await.unwrap();
+        id
+    });
+    let deadline = server.sandboxes.get(&id).unwrap().end_at;
+    server.kill();
+    while time::OffsetDateTime::now_utc() < deadline {
+        std::thread::yield_now();
+    }
+    let next = Server::start(&place);
+    next.runtime.block_on(async {
+        eventually("the kill", || state_of(&next.sandboxes, &id).is_none()).await;
+        next.sandboxes.settle().await;
+        eventually("the end of the execution", || place.host.executions().is_empty()).await;
+    });
+}
