@@ -1,1 +1,112 @@
-fn main() {}
+//! The `sandbase` program: the server and everything an operator runs by hand.
+
+mod doctor;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use server::config::Config;
+use tracing_subscriber::EnvFilter;
+
+/// Sandboxes for AI agents that come back exactly as they were.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the server.
+    Serve(Options),
+    /// Check everything this host must have, and say how to mend each miss.
+    Doctor(Options),
+    /// Work on templates.
+    Template {
+        #[command(subcommand)]
+        verb: TemplateVerb,
+    },
+}
+
+#[derive(Subcommand)]
+enum TemplateVerb {
+    /// Build the root file system of the base template into a new directory.
+    Rootfs {
+        /// The directory to make.
+        directory: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Options {
+    /// Configuration file; see config.example.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to listen on; may be given several times. Default: 127.0.0.1:3000 and [::1]:3000.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Vec<SocketAddr>,
+    /// Where everything durable is kept. Default: /var/lib/sandbase.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Options {
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        if !self.listen.is_empty() {
+            config.listen.clone_from(&self.listen);
+        }
+        if let Some(data_dir) = &self.data_dir {
+            config.data_dir.clone_from(data_dir);
+        }
+        Ok(config)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("SANDBASE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+    match run(cli.verb) {
+        Ok(code) => code,
+        Err(error) => {
+            // The whole chain: what failed, and why.
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    match verb {
+        Verb::Serve(options) => {
+            runtime.block_on(server::app::serve(options.config()?))?;
+            // Tasks of running sandboxes end with the process; their executions do not.
+            runtime.shutdown_background();
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Doctor(options) => doctor::run(&options.config()?),
+        Verb::Template { verb: TemplateVerb::Rootfs { directory } } => {
+            let agent = server::app::agent_binary(&Config::default())?;
+            let say = |step: &str| tracing::info!("{step}");
+            runtime.block_on(server::template::rootfs::build(&directory, &agent, &say))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
