@@ -114,7 +114,7 @@ async fn ensure_layers(
             let layer = PathBuf::from("layers").join(format!("rootfs-{}", rootfs::RECIPE));
             let target = options.data_dir.join(&layer);
             if !target.exists() {
-                rootfs::build(&target, &options.agent, progress).await?;
+                rootfs::build(&target, progress).await?;
             }
             layer
         }

@@ -1,20 +1,162 @@
-//! Placeholder while the builder of the Debian tree is being written beside this.
+//! The Debian tree of the base template, built from packages with mmdebstrap.
+//!
+//! Debian 12 is the suite whose signing keys every supported host has (the keyring of Ubuntu 24.04
+//! knows no later one). The tree holds what E2B's SDKs and their users take for granted: users,
+//! shells, Python, Node, git, compilers.
 
-use std::path::Path;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-/// Version of the recipe.
-pub const RECIPE: &str = "0";
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
-/// Cannot be built yet.
+/// Changes whenever this file would build something else.
+pub const RECIPE: &str = "debian12-1";
+
+const SUITE: &str = "bookworm";
+/// Where a finished tree says which recipe it was built by.
+const MARK: &str = "etc/sandbase-recipe";
+
+const PACKAGES: &[&str] = &[
+    "bash", "build-essential", "bzip2", "ca-certificates", "coreutils", "curl", "file", "git",
+    "iproute2", "jq", "less", "nano", "ncurses-bin", "ncurses-term", "netcat-openbsd", "nodejs",
+    "npm", "openssh-client", "procps", "python-is-python3", "python3", "python3-pip",
+    "python3-venv", "rsync", "sqlite3", "sudo", "unzip", "wget", "xz-utils", "zip",
+];
+
+/// Files written into the tree: path, mode, content.
+const FILES: &[(&str, u32, &str)] = &[
+    ("etc/resolv.conf", 0o644, "nameserver 1.1.1.1\nnameserver 8.8.8.8\n"),
+    ("etc/hostname", 0o644, "sandbox\n"),
+    ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
+    ("etc/sudoers.d/user", 0o440, "user ALL=(ALL:ALL) NOPASSWD: ALL\n"),
+    ("etc/profile.d/sandbase.sh", 0o644, "export LANG=${LANG:-C.UTF-8}\n"),
+    (".e2b", 0o644, "ENV_ID=base\nTEMPLATE_ID=base\nBUILD_ID=base\n"),
+];
+
+/// Why the tree could not be built. What was built so far is removed at the next try.
 #[derive(Debug, thiserror::Error)]
-#[error("not there yet")]
-pub struct RootfsError;
+pub enum RootfsError {
+    /// mmdebstrap cannot be started.
+    #[error("start mmdebstrap; `apt-get install mmdebstrap` installs it")]
+    Missing(#[source] io::Error),
+    /// mmdebstrap failed.
+    #[error("mmdebstrap failed ({status}): {last_lines}")]
+    Failed {
+        /// Its exit status.
+        status: std::process::ExitStatus,
+        /// The end of what it printed.
+        last_lines: String,
+    },
+    /// The file system failed.
+    #[error("{step} {path}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// How it failed.
+        #[source]
+        source: io::Error,
+    },
+}
 
-/// See the module.
+fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsError {
+    let path = path.to_owned();
+    move |source| RootfsError::Io { step, path, source }
+}
+
+/// Builds the tree at `dest`, which is complete when it exists. `progress` gets a line now and
+/// then; the whole takes some minutes. A tree of this recipe that is there already is kept.
 pub async fn build(
-    _dest: &Path,
-    _agent: &Path,
-    _progress: &(dyn Fn(&str) + Send + Sync),
+    dest: &Path,
+    progress: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<(), RootfsError> {
-    Err(RootfsError)
+    if fs::read_to_string(dest.join(MARK)).is_ok_and(|recipe| recipe.trim() == RECIPE) {
+        return Ok(());
+    }
+    let partial = dest.with_extension("partial");
+    for leftover in [&partial, &dest.to_owned()] {
+        if leftover.exists() {
+            fs::remove_dir_all(leftover).map_err(io_error("remove", leftover))?;
+        }
+    }
+    if let Some(parent) = dest.parent() {
+        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+    }
+    progress("building the base template's root file system from Debian packages (some minutes)");
+    bootstrap(&partial, progress).await?;
+    customise(&partial)?;
+    let directory = File::open(&partial).map_err(io_error("open", &partial))?;
+    rustix::fs::syncfs(&directory).map_err(|error| io_error("sync", &partial)(error.into()))?;
+    fs::rename(&partial, dest).map_err(io_error("rename to", dest))
+}
+
+async fn bootstrap(
+    partial: &Path,
+    progress: &(dyn Fn(&str) + Send + Sync),
+) -> Result<(), RootfsError> {
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args(["--mode=root", "--variant=minbase"])
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .args(["--dpkgopt=path-exclude=/usr/share/man/*"])
+        .args(["--dpkgopt=path-exclude=/usr/share/doc/*"])
+        .args(["--dpkgopt=path-include=/usr/share/doc/*/copyright"])
+        .args(["--dpkgopt=path-exclude=/usr/share/locale/*"])
+        .arg("--aptopt=Acquire::Retries \"3\"")
+        .arg("--customize-hook=chroot \"$1\" useradd --create-home --uid 1000 --shell /bin/bash user")
+        .arg(SUITE)
+        .arg(partial)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(RootfsError::Missing)?;
+    let mut last_lines: Vec<String> = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        let mut lines = BufReader::new(stderr).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            // Its steps start with "I: "; the bars between them are for terminals.
+            if let Some(step) = line.strip_prefix("I: ") {
+                progress(&format!("  mmdebstrap: {step}"));
+            }
+            last_lines.push(line);
+            if last_lines.len() > 12 {
+                last_lines.remove(0);
+            }
+        }
+    }
+    let status = child.wait().await.map_err(RootfsError::Missing)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(RootfsError::Failed { status, last_lines: last_lines.join(" | ") })
+}
+
+fn customise(root: &Path) -> Result<(), RootfsError> {
+    for (name, mode, content) in FILES {
+        let path = root.join(name);
+        // Some are links in a fresh tree; what they point to must not be written.
+        if path.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+        fs::write(&path, content).map_err(io_error("write", &path))?;
+        set_mode(&path, *mode)?;
+    }
+    for directory in ["code", "usr/local"] {
+        let path = root.join(directory);
+        fs::create_dir_all(&path).map_err(io_error("create", &path))?;
+        set_mode(&path, 0o777)?;
+    }
+    let mark = root.join(MARK);
+    fs::write(&mark, RECIPE).map_err(io_error("write", &mark))
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), RootfsError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(io_error("set the mode of", path))
 }
