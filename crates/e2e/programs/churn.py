@@ -1,0 +1,130 @@
+"""Creates, writes, pauses, connects and kills while the server is killed under it, and checks after
+every failure that nothing the server confirmed is lost.
+
+    churn.py STOP_FILE      runs until STOP_FILE exists
+"""
+
+import os
+import random
+import sys
+import time
+import uuid
+
+from e2b import Sandbox, SandboxNotFoundException, SandboxQuery
+
+RECOVERY_LIMIT = 90
+
+
+class Stopped(Exception):
+    """The server did not answer; what was asked for may or may not have happened."""
+
+
+def ask(call):
+    try:
+        return call()
+    except SandboxNotFoundException:
+        raise
+    except Exception as error:
+        raise Stopped(repr(error)) from error
+
+
+def until_answered(call):
+    """Repeats a call until the server is back and answers it."""
+    deadline = time.monotonic() + RECOVERY_LIMIT
+    while True:
+        try:
+            return ask(call)
+        except Stopped as error:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"stuck: {error}") from error
+            time.sleep(0.1)
+
+
+class Churn:
+    def __init__(self):
+        self.sandbox = None
+        self.confirmed = {}
+        self.rounds = 0
+
+    def create(self):
+        mark = uuid.uuid4().hex
+        try:
+            self.sandbox = ask(lambda: Sandbox.create(timeout=3600, metadata={"mark": mark}))
+        except Stopped:
+            # An announced sandbox is kept, an unannounced one may be gone: both are right, but it
+            # must be usable if it is there.
+            query = SandboxQuery(metadata={"mark": mark})
+            found = until_answered(lambda: Sandbox.list(query=query).next_items())
+            for item in found:
+                until_answered(lambda: Sandbox.kill(item.sandbox_id))
+            return
+        self.confirmed = {}
+
+    def write(self):
+        name, content = f"file-{len(self.confirmed)}", uuid.uuid4().hex
+        ask(lambda: self.sandbox.files.write(name, content))
+        self.confirmed[name] = content
+
+    def pause_and_connect(self):
+        ask(self.sandbox.pause)
+        if random.random() < 0.5:
+            self.check_state({"paused"})
+        ask(lambda: self.sandbox.connect(timeout=3600))
+        self.check_files()
+
+    def check_state(self, allowed):
+        state = ask(self.sandbox.get_info).state.value
+        assert state in allowed, (state, allowed)
+
+    def check_files(self):
+        for name, content in self.confirmed.items():
+            found = ask(lambda: self.sandbox.files.read(name))
+            assert found == content, (name, found, content)
+
+    def kill(self):
+        sandbox, self.sandbox = self.sandbox, None
+        try:
+            ask(sandbox.kill)
+        except Stopped:
+            until_answered(lambda: Sandbox.kill(sandbox.sandbox_id))
+        try:
+            until_answered(lambda: Sandbox.connect(sandbox.sandbox_id, timeout=60))
+            raise AssertionError("a killed sandbox came back")
+        except SandboxNotFoundException:
+            pass
+
+    def step(self):
+        if self.sandbox is None:
+            self.create()
+            return
+        try:
+            self.write()
+            self.pause_and_connect()
+            if random.random() < 0.25:
+                self.kill()
+            self.rounds += 1
+        except Stopped:
+            self.recover()
+
+    def recover(self):
+        """The server was killed: the sandbox must be there, running or paused, and whole."""
+        info = until_answered(self.sandbox.get_info)
+        assert info.state.value in ("running", "paused"), info
+        until_answered(lambda: self.sandbox.connect(timeout=3600))
+        deadline = time.monotonic() + RECOVERY_LIMIT
+        while True:
+            try:
+                self.check_files()
+                return
+            except Stopped as error:
+                assert time.monotonic() < deadline, f"stuck: {error}"
+                until_answered(lambda: self.sandbox.connect(timeout=3600))
+
+
+churn = Churn()
+while not os.path.exists(sys.argv[1]):
+    churn.step()
+if churn.sandbox is not None:
+    churn.recover()
+    churn.kill()
+print(f"{churn.rounds} rounds")

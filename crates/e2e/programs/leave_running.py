@@ -1,0 +1,23 @@
+"""leave_running.py create: makes a sandbox with a counting process and prints its id.
+leave_running.py check ID: the process has gone on counting; kills the sandbox."""
+
+import sys
+import time
+
+from e2b import Sandbox
+
+if sys.argv[1] == "create":
+    sandbox = Sandbox.create(timeout=600)
+    sandbox.commands.run(
+        "i=0; while true; do i=$((i+1)); echo $i > count; sleep 0.05; done", background=True, timeout=0)
+    while not sandbox.files.exists("count"):
+        time.sleep(0.05)
+    print(sandbox.sandbox_id)
+else:
+    sandbox = Sandbox.connect(sys.argv[2], timeout=600)
+    before = int(sandbox.files.read("count"))
+    deadline = time.time() + 10
+    while int(sandbox.files.read("count") or 0) <= before:
+        assert time.time() < deadline, "the process does not count any more"
+    assert len(sandbox.commands.list()) == 1
+    assert sandbox.kill()

@@ -1,0 +1,7 @@
+//! The real server on the real engine, used through the published, unmodified E2B SDKs.
+//!
+//! Needs root and what `./test` installs; what is missing fails, nothing is skipped.
+
+mod crash;
+mod sdk;
+mod support;

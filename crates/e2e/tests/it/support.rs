@@ -1,0 +1,225 @@
+//! Starts servers, runs programs against them, and looks for leftovers.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A server may build its template snapshot at its first start.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// One real server at a time: leftovers are looked for machine-wide.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A data directory with a server that can be killed and started again.
+pub(crate) struct Server {
+    folder: tempfile::TempDir,
+    port: u16,
+    process: Option<Child>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// A path that `./test` provides.
+pub(crate) fn provided(variable: &str, default: &str) -> PathBuf {
+    let path = PathBuf::from(std::env::var(variable).unwrap_or_else(|_| default.to_owned()));
+    assert!(path.exists(), "{} is missing; ./test provides it ({variable})", path.display());
+    path
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+impl Server {
+    /// A new data directory with a server on a free port. `extra` goes into its configuration.
+    pub(crate) fn start(extra: &str) -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not in /tmp, which may be a tmpfs without direct I/O and extended attributes.
+        let folder = tempfile::Builder::new().prefix("sandbase-e2e-").tempdir_in("/var/tmp");
+        let folder = folder.unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let rootfs = provided("SANDBASE_TEST_ROOTFS", "/var/cache/sandbase/rootfs");
+        let runsc = provided("SANDBASE_RUNSC", "/usr/local/lib/sandbase/engine/runsc");
+        let config = format!(
+            "listen = [\"127.0.0.1:{port}\", \"[::1]:{port}\"]\n\
+             data_dir = \"{}\"\n\
+             [engine]\nrunsc = \"{}\"\n\
+             [template]\nbase_rootfs = \"{}\"\n{extra}\n",
+            folder.path().join("data").display(),
+            runsc.display(),
+            rootfs.display(),
+        );
+        std::fs::write(folder.path().join("config.toml"), config).unwrap();
+        let mut server = Self { folder, port, process: None, _alone: alone };
+        server.restart();
+        server
+    }
+
+    /// Starts the server again on the same data directory.
+    pub(crate) fn restart(&mut self) {
+        let program = std::env::var("SANDBASE_BIN")
+            .map_or_else(|_| repository().join("target/release/sandbase"), PathBuf::from);
+        assert!(program.is_file(), "{} is missing; ./test builds it", program.display());
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("server.log"))
+            .unwrap();
+        let mut process = Command::new(program)
+            .arg("serve")
+            .arg("--config")
+            .arg(self.folder.path().join("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let started = Instant::now();
+        // The three export lines mean that it serves; end of file means that it died.
+        let ready = lines.any(|line| line.is_ok_and(|line| line.starts_with("export E2B_API_KEY")));
+        assert!(ready && started.elapsed() < START_LIMIT, "no start:\n{}", self.log());
+        self.process = Some(process);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut process = self.process.take().expect("a running server");
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn stop(&mut self) {
+        let mut process = self.process.take().expect("a running server");
+        let id = rustix::process::Pid::from_child(&process);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        assert!(process.wait().unwrap().success(), "{}", self.log());
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://localhost:{}", self.port)
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A program of `programs/`, by the published SDK of its language, told where the server is.
+    pub(crate) fn program(&self, name: &str) -> Command {
+        let sdk = provided("SANDBASE_TEST_SDK", "/var/cache/sandbase/sdk");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
+        let mut command = if name.ends_with(".py") {
+            let mut command = Command::new(sdk.join("venv/bin/python"));
+            command.arg(path);
+            command
+        } else {
+            // Modules are looked up beside the program, so it runs from a copy beside the SDK.
+            let copy = sdk.join("node").join(name);
+            std::fs::copy(&path, &copy).unwrap();
+            let mut command = Command::new("node");
+            command.arg(copy);
+            command
+        };
+        let key = std::fs::read_to_string(self.data_dir().join("api-key")).unwrap();
+        command
+            .env("E2B_API_URL", self.url())
+            .env("E2B_SANDBOX_URL", self.url())
+            .env("E2B_API_KEY", key.trim())
+            .env("NO_PROXY", "localhost,127.0.0.1");
+        command
+    }
+
+    /// Runs a program to its end, which must be a good one.
+    pub(crate) fn run(&self, name: &str, arguments: &[&str]) -> String {
+        let Output { status, stdout, stderr } =
+            self.program(name).args(arguments).output().unwrap();
+        let stdout = String::from_utf8_lossy(&stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert!(
+            status.success(),
+            "{name} {arguments:?} failed ({status})\n{stdout}\n{stderr}\n--- server:\n{}",
+            self.log()
+        );
+        stdout
+    }
+
+    /// After all sandboxes were killed: nothing of them is left on this host.
+    pub(crate) fn assert_nothing_left(&self) {
+        let data_dir = self.data_dir();
+        let started = Instant::now();
+        loop {
+            let left = self.leftovers(&data_dir);
+            if left.is_empty() {
+                return;
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(15),
+                "left on the host: {left:#?}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn leftovers(&self, data_dir: &Path) -> Vec<String> {
+        let mut left = Vec::new();
+        let sandboxes = std::fs::read_dir(data_dir.join("sandboxes"));
+        for entry in sandboxes.into_iter().flatten().flatten() {
+            left.push(format!("directory {}", entry.path().display()));
+        }
+        let tag = std::fs::read_dir("/run/sandbase")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name != "slots");
+        for tag in tag {
+            let run = Path::new("/run/sandbase").join(&tag);
+            for entry in std::fs::read_dir(run.join("executions")).into_iter().flatten().flatten() {
+                left.push(format!("execution {}", entry.path().display()));
+            }
+            for controller in ["memory", "cpu", "pids", "."] {
+                let cgroup = format!("/sys/fs/cgroup/{controller}/sandbase-{tag}");
+                for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
+                    if entry.path().is_dir() {
+                        left.push(format!("cgroup {}", entry.path().display()));
+                    }
+                }
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        for line in mounts.lines().filter(|line| line.contains("/run/sandbase/")) {
+            left.push(format!("mount {line}"));
+        }
+        for process in std::fs::read_dir("/proc").unwrap().flatten() {
+            let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.contains("runsc") && command.contains("--root=/run/sandbase/") {
+                left.push(format!("process {command}"));
+            }
+        }
+        left
+    }
+}
+
+impl Drop for Server {
+    /// Kills every sandbox, also after a failed test, so that the next one starts clean.
+    fn drop(&mut self) {
+        if self.process.is_none() {
+            self.restart();
+        }
+        // Best effort: a failure here follows another one that is being reported.
+        let _ = self.program("kill_all.py").output();
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
