@@ -1,8 +1,12 @@
 //! Control plane and edge proxy of SandBase: the only crate that joins the others.
 
+pub mod api;
+pub mod app;
 pub mod config;
 pub mod db;
 pub mod guest;
+pub mod listener;
+pub mod proxy;
 mod random;
 pub mod sandbox;
 pub mod template;

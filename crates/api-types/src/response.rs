@@ -1,0 +1,175 @@
+//! What the server answers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// What a client needs to talk to a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Sandbox {
+    /// Id of the template, also when the sandbox was created by name.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// Name of the sandbox, the same for its whole life.
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    /// Deprecated constant that old clients require.
+    #[serde(rename = "clientID")]
+    pub client_id: String,
+    /// Version of the agent contract that the sandbox speaks.
+    #[serde(rename = "envdVersion")]
+    pub envd_version: String,
+    /// Name of the template.
+    pub alias: String,
+    /// Token that the agent asks for (header `X-Access-Token`), the same for the sandbox's whole life.
+    #[serde(rename = "envdAccessToken")]
+    pub envd_access_token: String,
+    /// Domain under which the ports of the sandbox are reached: `<port>-<sandboxID>.<domain>`.
+    pub domain: String,
+}
+
+/// Everything about one sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxDetail {
+    /// Id of the template.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// Name of the sandbox.
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    /// Deprecated constant that old clients require.
+    #[serde(rename = "clientID")]
+    pub client_id: String,
+    /// Version of the agent contract that the sandbox speaks.
+    pub envd_version: String,
+    /// Name of the template.
+    pub alias: String,
+    /// Start of this run; of the last run when paused.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// Deadline of this run; the moment of the pause when paused.
+    #[serde(with = "time::serde::rfc3339")]
+    pub end_at: OffsetDateTime,
+    /// Running or paused.
+    pub state: SandboxState,
+    /// CPUs.
+    pub cpu_count: u32,
+    /// Memory in MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u64,
+    /// Disk in MiB.
+    #[serde(rename = "diskSizeMB")]
+    pub disk_size_mb: u64,
+    /// As given when the sandbox was created.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Token that the agent asks for.
+    pub envd_access_token: String,
+    /// As given when the sandbox was created; absent means allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub allow_internet_access: Option<bool>,
+    /// Domain under which the ports of the sandbox are reached.
+    pub domain: String,
+    /// What happens at the deadline and on traffic to the paused sandbox.
+    pub lifecycle: SandboxLifecycle,
+    /// What the pause kept. Absent while running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub pause_mode: Option<PauseMode>,
+    /// Always empty: volumes are not supported.
+    pub volume_mounts: Vec<VolumeMount>,
+}
+
+/// One sandbox in a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedSandbox {
+    /// Id of the template.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// Name of the sandbox.
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    /// Deprecated constant that old clients require.
+    #[serde(rename = "clientID")]
+    pub client_id: String,
+    /// Version of the agent contract that the sandbox speaks.
+    pub envd_version: String,
+    /// Name of the template.
+    pub alias: String,
+    /// Start of this run; of the last run when paused.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// Deadline of this run; the moment of the pause when paused.
+    #[serde(with = "time::serde::rfc3339")]
+    pub end_at: OffsetDateTime,
+    /// Running or paused.
+    pub state: SandboxState,
+    /// CPUs.
+    pub cpu_count: u32,
+    /// Memory in MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u64,
+    /// Disk in MiB.
+    #[serde(rename = "diskSizeMB")]
+    pub disk_size_mb: u64,
+    /// As given when the sandbox was created.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Always empty: volumes are not supported.
+    pub volume_mounts: Vec<VolumeMount>,
+}
+
+/// The two states that a sandbox can be in; one that is in neither does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxState {
+    /// It executes.
+    Running,
+    /// It is kept and can be connected to.
+    Paused,
+}
+
+/// What a pause kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = SandboxPauseMode)]
+pub enum PauseMode {
+    /// Files and memory.
+    Full,
+    /// Files only.
+    Filesystem,
+}
+
+/// Standing orders of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxLifecycle {
+    /// What happens at the deadline.
+    pub on_timeout: SandboxOnTimeout,
+    /// Whether traffic to the paused sandbox resumes it.
+    pub auto_resume: bool,
+}
+
+/// What happens at the deadline of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxOnTimeout {
+    /// It is killed.
+    Kill,
+    /// It is paused.
+    Pause,
+}
+
+/// A volume of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeMount {
+    /// Name of the volume.
+    pub name: String,
+    /// Where it is mounted.
+    pub path: String,
+}

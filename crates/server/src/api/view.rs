@@ -1,0 +1,89 @@
+//! From what the sandbox module shows to what clients see.
+
+use api_types::{
+    ListedSandbox, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout, SandboxState,
+};
+
+use crate::sandbox::{Lifecycle, OnTimeout, PauseMode, PublicState, SandboxView};
+
+/// Old clients refuse a sandbox without one; it means nothing.
+const CLIENT_ID: &str = "6532622b";
+
+pub(super) fn sandbox(view: SandboxView, domain: &str) -> Sandbox {
+    Sandbox {
+        template_id: view.template_id,
+        sandbox_id: view.id.to_string(),
+        client_id: CLIENT_ID.to_owned(),
+        envd_version: agent_api::ENVD_VERSION.to_owned(),
+        alias: view.alias,
+        envd_access_token: view.access_token,
+        // Without a domain SDKs fall back to E2B's cloud and send it the token.
+        domain: domain.to_owned(),
+    }
+}
+
+pub(super) fn detail(view: SandboxView, domain: &str) -> SandboxDetail {
+    SandboxDetail {
+        template_id: view.template_id,
+        sandbox_id: view.id.to_string(),
+        client_id: CLIENT_ID.to_owned(),
+        envd_version: agent_api::ENVD_VERSION.to_owned(),
+        alias: view.alias,
+        started_at: view.started_at,
+        end_at: view.end_at,
+        state: state(view.state),
+        cpu_count: view.cpu_count,
+        memory_mb: view.memory_mb,
+        disk_size_mb: view.disk_size_mb,
+        metadata: view.metadata,
+        envd_access_token: view.access_token,
+        allow_internet_access: view.allow_internet_access,
+        domain: domain.to_owned(),
+        lifecycle: lifecycle(view.lifecycle),
+        pause_mode: view.pause_mode.map(pause_mode),
+        volume_mounts: Vec::new(),
+    }
+}
+
+pub(super) fn listed(view: SandboxView) -> ListedSandbox {
+    ListedSandbox {
+        template_id: view.template_id,
+        sandbox_id: view.id.to_string(),
+        client_id: CLIENT_ID.to_owned(),
+        envd_version: agent_api::ENVD_VERSION.to_owned(),
+        alias: view.alias,
+        started_at: view.started_at,
+        end_at: view.end_at,
+        state: state(view.state),
+        cpu_count: view.cpu_count,
+        memory_mb: view.memory_mb,
+        disk_size_mb: view.disk_size_mb,
+        metadata: view.metadata,
+        volume_mounts: Vec::new(),
+    }
+}
+
+fn state(state: PublicState) -> SandboxState {
+    match state {
+        PublicState::Running => SandboxState::Running,
+        PublicState::Paused => SandboxState::Paused,
+    }
+}
+
+fn pause_mode(mode: PauseMode) -> api_types::PauseMode {
+    match mode {
+        PauseMode::Full => api_types::PauseMode::Full,
+        PauseMode::Filesystem => api_types::PauseMode::Filesystem,
+    }
+}
+
+fn lifecycle(lifecycle: Lifecycle) -> SandboxLifecycle {
+    let on_timeout = match lifecycle.on_timeout {
+        OnTimeout::Kill => SandboxOnTimeout::Kill,
+        OnTimeout::Pause(_) => SandboxOnTimeout::Pause,
+    };
+    SandboxLifecycle {
+        on_timeout,
+        auto_resume: lifecycle.auto_resume,
+    }
+}
