@@ -9,6 +9,7 @@
 mod guest;
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -61,6 +62,7 @@ pub struct FakeHost {
     failures: Mutex<Vec<Call>>,
     used_images: Mutex<HashSet<Vec<u8>>>,
     violations: Mutex<Vec<String>>,
+    services: Mutex<BTreeMap<u16, SocketAddr>>,
 }
 
 impl FakeHost {
@@ -106,6 +108,16 @@ impl FakeHost {
         lock(&self.executions)
             .get_mut(id)
             .is_some_and(FakeGuest::step)
+    }
+
+    /// From now on `port` of every guest leads to `address` instead of the guest's own server.
+    pub fn serve(&self, port: u16, address: SocketAddr) {
+        lock(&self.services).insert(port, address);
+    }
+
+    /// Undoes [`serve`](Self::serve).
+    pub fn unserve(&self, port: u16) {
+        lock(&self.services).remove(&port);
     }
 
     fn meet(&self, call: Call) -> bool {
@@ -364,6 +376,10 @@ impl Engine for Fake {
         let address = self
             .with(id, |guest| guest.address(port))
             .map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error))??;
+        let address = lock(&self.host.services)
+            .get(&port)
+            .copied()
+            .unwrap_or(address);
         tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await?
     }
 }

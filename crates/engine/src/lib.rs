@@ -7,6 +7,7 @@
 
 mod disk_copy;
 pub mod fake;
+pub mod gvisor;
 mod types;
 
 use std::io;

@@ -11,12 +11,27 @@ use crate::{BuildId, EngineBuild};
 
 /// Programs that releases since 2026-07 expect beside `runsc`.
 const SIDECARS: &str = "gvisor-bin";
+/// File of a kept build with what it calls itself.
+const VERSION: &str = "version";
+/// The version of a build that was made without one.
+const UNKNOWN: &str = "unknown";
 /// Hex digits of the hash that make a build id: 128 bits.
 const ID_LENGTH: usize = 32;
 
 /// The runsc of a kept build.
 pub(super) fn runsc(paths: &Paths, build: &BuildId) -> PathBuf {
     paths.build(build).join("runsc")
+}
+
+/// A kept build, by its id.
+pub(super) fn describe(paths: &Paths, build: &BuildId) -> EngineBuild {
+    let version = std::fs::read_to_string(paths.build(build).join(VERSION));
+    let version = version.unwrap_or_else(|_| UNKNOWN.to_owned());
+    EngineBuild {
+        engine: "gvisor".to_owned(),
+        version,
+        id: build.clone(),
+    }
 }
 
 /// Whether the build is there. Ids come from records: anything but plain hex is not a build.
@@ -29,16 +44,21 @@ pub(super) fn is_kept(paths: &Paths, build: &BuildId) -> bool {
 /// Copies the configured build into the data directory unless it is there, and checks that it can
 /// do what sandboxes need.
 pub(super) fn keep(config: &Config, paths: &Paths) -> Result<EngineBuild, OpenError> {
-    let unsuitable =
-        |reason: String| OpenError::UnsuitableRunsc { runsc: config.runsc.clone(), reason };
-    let source = config.runsc.canonicalize().map_err(|error| unsuitable(error.to_string()))?;
+    let unsuitable = |reason: String| OpenError::UnsuitableRunsc {
+        runsc: config.runsc.clone(),
+        reason,
+    };
+    let source = config
+        .runsc
+        .canonicalize()
+        .map_err(|error| unsuitable(error.to_string()))?;
     let files = files_of(&source).map_err(|error| unsuitable(error.to_string()))?;
     let id = hash(&files).map_err(|error| unsuitable(error.to_string()))?;
+    let version = probe(&source).map_err(unsuitable)?;
     if !is_kept(paths, &id) {
-        copy(&files, paths, &id).map_err(super::host_error("keep a copy of runsc"))?;
+        copy(&files, paths, &id, &version).map_err(super::host_error("keep a copy of runsc"))?;
     }
-    let version = probe(&runsc(paths, &id)).map_err(unsuitable)?;
-    Ok(EngineBuild { engine: "gvisor".to_owned(), version, id })
+    Ok(describe(paths, &id))
 }
 
 /// The files of a build: name below its directory, and where it is now.
@@ -74,8 +94,15 @@ fn hash(files: &[(PathBuf, PathBuf)]) -> io::Result<BuildId> {
 
 /// Copies by way of a new directory and a rename, so that a kept build is always complete. A copy
 /// and no hard link: whoever overwrites the source in place must not change what we keep.
-fn copy(files: &[(PathBuf, PathBuf)], paths: &Paths, id: &BuildId) -> io::Result<()> {
-    let staging = paths.engines().join(format!(".staging-{}", std::process::id()));
+fn copy(
+    files: &[(PathBuf, PathBuf)],
+    paths: &Paths,
+    id: &BuildId,
+    version: &str,
+) -> io::Result<()> {
+    let staging = paths
+        .engines()
+        .join(format!(".staging-{}", std::process::id()));
     remove_tree(&staging)?;
     for (name, source) in files {
         let target = staging.join(name);
@@ -85,6 +112,8 @@ fn copy(files: &[(PathBuf, PathBuf)], paths: &Paths, id: &BuildId) -> io::Result
         std::fs::copy(source, &target)?;
         std::fs::File::open(&target)?.sync_all()?;
     }
+    std::fs::write(staging.join(VERSION), version)?;
+    std::fs::File::open(staging.join(VERSION))?.sync_all()?;
     std::fs::File::open(&staging)?.sync_all()?;
     remove_tree(&paths.build(id))?;
     std::fs::rename(&staging, paths.build(id))?;
@@ -106,11 +135,27 @@ pub(super) fn probe(runsc: &Path) -> Result<String, String> {
     let restore = ask(runsc, &["help", "restore"])?;
     let needed = [
         (&flags, "-allow-suid", "set-user-id programs (sudo)"),
-        (&flags, "-allow-live-tcp-migration", "closing stale TCP connections at restore"),
-        (&flags, "-overlay2", "a root filesystem without an overlay of its own"),
+        (
+            &flags,
+            "-allow-live-tcp-migration",
+            "closing stale TCP connections at restore",
+        ),
+        (
+            &flags,
+            "-overlay2",
+            "a root filesystem without an overlay of its own",
+        ),
         (&flags, "-directfs", "direct access to the root filesystem"),
-        (&checkpoint, "-leave-running", "checkpoints that survive their own failure"),
-        (&checkpoint, "-direct", "checkpoints that bypass the page cache"),
+        (
+            &checkpoint,
+            "-leave-running",
+            "checkpoints that survive their own failure",
+        ),
+        (
+            &checkpoint,
+            "-direct",
+            "checkpoints that bypass the page cache",
+        ),
         (&restore, "-background", "restoring in the background"),
     ];
     for (text, flag, purpose) in needed {
@@ -126,7 +171,11 @@ pub(super) fn probe(runsc: &Path) -> Result<String, String> {
     let version = version.rsplit(' ').next().unwrap_or_default();
     // A build without a linker-set version says this.
     let named = !version.is_empty() && version != "VERSION_MISSING";
-    Ok(if named { version.to_owned() } else { "unknown".to_owned() })
+    Ok(if named {
+        version.to_owned()
+    } else {
+        UNKNOWN.to_owned()
+    })
 }
 
 /// Standard output and error together: `runsc flags` has used either.

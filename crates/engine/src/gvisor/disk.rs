@@ -16,8 +16,8 @@ use super::{failed, loopdev};
 use crate::EngineError;
 
 const IMAGE: &str = "disk.img";
-/// Smallest size ext4 can be made with the options below.
-const SMALLEST: u64 = 4 << 20;
+/// Below this the journal would take most of the disk.
+const SMALLEST: u64 = 16 << 20;
 
 /// The image of a disk.
 pub(super) fn image(disk: &Path) -> PathBuf {
@@ -32,7 +32,10 @@ pub(super) fn create(disk: &Path, size_bytes: u64) -> Result<(), EngineError> {
         let detail = format!("a disk needs at least {SMALLEST} bytes");
         return Err(EngineError::Failed { step, detail });
     }
-    std::fs::DirBuilder::new().mode(0o700).create(disk).map_err(failed(step.clone()))?;
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(disk)
+        .map_err(failed(step.clone()))?;
     let made = make_image(&image(disk), size_bytes);
     if made.is_err() {
         // Nothing can be mounted in a directory that was created a moment ago.
@@ -49,12 +52,19 @@ fn make_image(image: &Path, size_bytes: u64) -> io::Result<()> {
     // A small journal and lazily written inode tables: the image stays a few hundred KiB until it is
     // used. No blocks reserved for root, since the guest's root is the only user. Explicit block
     // size: mke2fs would take 1 KiB for small disks.
-    let journal = if size_bytes < (256 << 20) { "size=4" } else { "size=16" };
+    let journal = if size_bytes < (256 << 20) {
+        "size=4"
+    } else {
+        "size=16"
+    };
     let output = Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-J"])
-        .arg(if size_bytes < (32 << 20) { "size=1" } else { journal })
+        .arg(journal)
         .args(["-O", "^resize_inode"])
-        .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
+        .args([
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
+        ])
         .arg(image)
         .stdin(Stdio::null())
         .output()?;
@@ -86,7 +96,9 @@ pub(super) fn mount_rootfs(
     disk_mount: &Path,
     rootfs: &Path,
 ) -> io::Result<()> {
-    let top = layers.first().ok_or_else(|| io::Error::other("no layer to put the disk on"))?;
+    let top = layers
+        .first()
+        .ok_or_else(|| io::Error::other("no layer to put the disk on"))?;
     mounts::mount_disk(&image(disk), disk_mount, Access::ReadWrite)?;
     let (upper, work) = (disk_mount.join("upper"), disk_mount.join("work"));
     if !upper.exists() {

@@ -77,7 +77,12 @@ pub(super) fn attach(image: &Path) -> io::Result<LoopDevice> {
             configure(device.as_raw_fd(), file.as_raw_fd(), LO_FLAGS_AUTOCLEAR)
         });
         match attached {
-            Ok(()) => return Ok(LoopDevice { path, _open: device }),
+            Ok(()) => {
+                return Ok(LoopDevice {
+                    path,
+                    _open: device,
+                });
+            }
             // Somebody else took the device between the two calls.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => last = error,
             Err(error) => return Err(error),
@@ -118,7 +123,10 @@ fn lock(image: &Path) -> io::Result<File> {
 
 #[expect(unsafe_code, reason = "no safe wrapper exists for the loop ioctls")]
 fn free_device() -> io::Result<PathBuf> {
-    let control = OpenOptions::new().read(true).write(true).open(LOOP_CONTROL)?;
+    let control = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(LOOP_CONTROL)?;
     // SAFETY: LOOP_CTL_GET_FREE takes no argument and answers a number or -1.
     let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
     if number < 0 {
@@ -152,5 +160,9 @@ fn configure(device: RawFd, image: RawFd, flags: u32) -> io::Result<()> {
     // SAFETY: `config` has the layout of the kernel's `struct loop_config`, lives across the call,
     // and is only read; both descriptors are open.
     let result = unsafe { libc::ioctl(device, LOOP_CONFIGURE, &raw const config) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

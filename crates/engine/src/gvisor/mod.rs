@@ -26,6 +26,7 @@ mod builds;
 mod cgroup;
 mod checks;
 mod config;
+mod destroy;
 mod disk;
 mod execution;
 mod image;
@@ -104,15 +105,26 @@ impl Gvisor {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(host_error(format!("create {}", config.data_dir.display())))?;
         let paths = Paths::new(&config).map_err(host_error("find the data directory"))?;
-        paths.create_directories().map_err(host_error("create the run directory"))?;
+        paths
+            .create_directories()
+            .map_err(host_error("create the run directory"))?;
         let build = builds::keep(&config, &paths)?;
         network::prepare_host(&config, &paths)
             .map_err(host_error("set up forwarding and NAT on the host"))?;
         let in_use = leftovers::slots_in_use(&paths);
+        leftovers::clear_inspections(&paths)
+            .map_err(host_error("unmount disks that were being looked at"))?;
         let slots = slots::SlotPool::open(&config, &paths, &in_use)
             .map_err(host_error("open the network slots"))?;
         let dialer = netns::Dialer::start().map_err(host_error("start the dialer thread"))?;
-        Ok(Self { config, paths, build, slots, dialer, live: Mutex::new(HashMap::new()) })
+        Ok(Self {
+            config,
+            paths,
+            build,
+            slots,
+            dialer,
+            live: Mutex::new(HashMap::new()),
+        })
     }
 
     fn live(&self) -> std::sync::MutexGuard<'_, HashMap<ExecutionId, Live>> {
@@ -125,7 +137,8 @@ impl Gvisor {
     }
 
     fn require(&self, id: &ExecutionId) -> Result<Live, EngineError> {
-        self.known(id).ok_or_else(|| EngineError::Unknown(id.clone()))
+        self.known(id)
+            .ok_or_else(|| EngineError::Unknown(id.clone()))
     }
 }
 
@@ -133,6 +146,10 @@ impl Gvisor {
 impl Engine for Gvisor {
     fn build(&self) -> &EngineBuild {
         &self.build
+    }
+
+    fn build_of(&self, id: &ExecutionId) -> Result<EngineBuild, EngineError> {
+        Ok(builds::describe(&self.paths, &self.require(id)?.build))
     }
 
     fn has_build(&self, build: &BuildId) -> bool {
@@ -200,8 +217,8 @@ impl Engine for Gvisor {
     }
 
     async fn adopt(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        let live = Live::read(&self.paths.execution(id))
-            .map_err(|_| EngineError::Unknown(id.clone()))?;
+        let live =
+            Live::read(&self.paths.execution(id)).map_err(|_| EngineError::Unknown(id.clone()))?;
         self.live().insert(id.clone(), live);
         Ok(())
     }
@@ -212,10 +229,17 @@ impl Engine for Gvisor {
 
     async fn dial(&self, id: &ExecutionId, port: u16) -> io::Result<TcpStream> {
         let Some(live) = self.known(id) else {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{id} is not known")));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{id} is not known"),
+            ));
         };
-        let gateway = self.paths.netns(&network::gateway_name(&self.paths.tag, live.slot));
-        self.dialer.dial(gateway, port, self.config.dial_timeout).await
+        let gateway = self
+            .paths
+            .netns(&network::gateway_name(&self.paths.tag, live.slot));
+        self.dialer
+            .dial(gateway, port, self.config.dial_timeout)
+            .await
     }
 }
 
@@ -238,11 +262,17 @@ fn failed(step: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
         if error.kind() == io::ErrorKind::StorageFull {
             EngineError::NoSpace { step }
         } else {
-            EngineError::Failed { step, detail: error.to_string() }
+            EngineError::Failed {
+                step,
+                detail: error.to_string(),
+            }
         }
     }
 }
 
 fn host_error(step: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
-    move |source| OpenError::Host { step: step.into(), source }
+    move |source| OpenError::Host {
+        step: step.into(),
+        source,
+    }
 }

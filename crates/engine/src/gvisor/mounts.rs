@@ -34,7 +34,13 @@ pub(super) fn mount_disk(image: &Path, target: &Path, access: Access) -> io::Res
     }
     // noinit_itable: the image is sparse, so its inode tables are zero already; the kernel's lazy
     // zeroing would only make noise. discard: deleted files give their blocks back to the host.
-    mount(&device.path, target, "ext4", flags, c"noinit_itable,discard")?;
+    mount(
+        &device.path,
+        target,
+        "ext4",
+        flags,
+        c"noinit_itable,discard",
+    )?;
     Ok(())
     // The device goes when the mount goes: `device` is dropped here, and it is set to autoclear.
 }
@@ -62,7 +68,10 @@ pub(super) fn mount_overlay(
     // data-less copies in an upper would not survive that.
     options.extend_from_slice(b",redirect_dir=on,xino=auto,index=off,metacopy=off");
     if options.len() > OPTIONS_LIMIT {
-        return Err(io::Error::other(format!("{} layers are too many to mount", layers.len())));
+        return Err(io::Error::other(format!(
+            "{} layers are too many to mount",
+            layers.len()
+        )));
     }
     let options = CString::new(options)?;
     // Devices are never opened from the host's side: the guest's own are emulated.
@@ -109,7 +118,9 @@ pub(super) fn below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     let mut points = Vec::new();
     for line in table.split(|&byte| byte == b'\n') {
-        let Some(field) = line.split(|&byte| byte == b' ').nth(4) else { continue };
+        let Some(field) = line.split(|&byte| byte == b' ').nth(4) else {
+            continue;
+        };
         let point = unescape(field);
         if point != directory && point.starts_with(directory) {
             points.push(point);

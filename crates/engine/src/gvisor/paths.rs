@@ -25,13 +25,19 @@ impl Paths {
     pub(super) fn new(config: &Config) -> io::Result<Self> {
         use std::os::unix::ffi::OsStrExt;
         let data = config.data_dir.canonicalize()?;
-        let mut tag = blake3::hash(data.as_os_str().as_bytes()).to_hex().to_string();
+        let mut tag = blake3::hash(data.as_os_str().as_bytes())
+            .to_hex()
+            .to_string();
         tag.truncate(8);
         let run = match &config.run_dir {
             Some(run) => run.clone(),
             None => Path::new("/run/sandbase").join(&tag),
         };
-        Ok(Self { tag, engines: data.join("engines"), run })
+        Ok(Self {
+            tag,
+            engines: data.join("engines"),
+            run,
+        })
     }
 
     /// Creates the directories that executions are put into.
@@ -42,8 +48,14 @@ impl Paths {
         builder.create(&self.engines)?;
         builder.create(self.executions())?;
         builder.create(self.runsc_root())?;
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(SLOT_CLAIMS)?;
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(NETNS_DIR)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(SLOT_CLAIMS)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(NETNS_DIR)
     }
 
     pub(super) fn engines(&self) -> &Path {
@@ -120,6 +132,10 @@ impl ExecutionDir {
     /// Process id of the sentry, written by runsc.
     pub(super) fn pid(&self) -> PathBuf {
         self.0.join("pid")
+    }
+    /// Exists if the execution was restored from an image.
+    pub(super) fn restored(&self) -> PathBuf {
+        self.0.join("restored")
     }
     /// What runsc complains about.
     pub(super) fn log(&self) -> PathBuf {

@@ -1,0 +1,139 @@
+//! The cgroups of executions: runsc makes them and sets the limits; here they are read and removed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Bytes of memory that a checkpoint may have to write: all that is charged except file cache. An
+/// upper bound, since it includes the engine itself.
+pub(super) fn resident_bytes(cgroup: &str) -> io::Result<u64> {
+    let directory = memory_directory(cgroup);
+    let (usage, file, shmem) = if is_v2() {
+        ("memory.current", "file", "shmem")
+    } else {
+        ("memory.usage_in_bytes", "total_cache", "total_shmem")
+    };
+    let usage = read_number(&directory.join(usage))?;
+    let stat = std::fs::read_to_string(directory.join("memory.stat"))?;
+    let value = |key| lookup(&stat, key).unwrap_or(0);
+    // The guest's memory is a memfd: it counts as file cache too, and as shmem only there.
+    let cache = value(file).saturating_sub(value(shmem));
+    Ok(usage.saturating_sub(cache))
+}
+
+/// Whether the kernel killed anything of the execution for want of memory.
+pub(super) fn was_out_of_memory(cgroup: &str) -> bool {
+    let events = if is_v2() {
+        "memory.events"
+    } else {
+        "memory.oom_control"
+    };
+    std::fs::read_to_string(memory_directory(cgroup).join(events))
+        .is_ok_and(|text| lookup(&text, "oom_kill").is_some_and(|kills| kills > 0))
+}
+
+/// Processes of the execution that are still there, in any hierarchy.
+pub(super) fn processes(cgroup: &str) -> Vec<i32> {
+    let mut processes: Vec<i32> = directories(cgroup)
+        .iter()
+        .filter_map(|directory| std::fs::read_to_string(directory.join("cgroup.procs")).ok())
+        .flat_map(|text| {
+            text.lines()
+                .filter_map(|line| line.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    processes.sort_unstable();
+    processes.dedup();
+    processes
+}
+
+/// Removes an empty cgroup from every hierarchy.
+pub(super) fn remove(cgroup: &str) -> io::Result<()> {
+    for directory in directories(cgroup) {
+        match std::fs::remove_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Names of the cgroups below `parent`, in any hierarchy.
+pub(super) fn children(parent: &str) -> Vec<String> {
+    let mut names: Vec<String> = directories(parent)
+        .iter()
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Controllers that limits need and this host lacks.
+pub(super) fn missing_controllers() -> Vec<&'static str> {
+    let v2 = std::fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+    ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|controller| match &v2 {
+            Ok(list) => !list.split_whitespace().any(|entry| entry == *controller),
+            Err(_) => !Path::new(ROOT)
+                .join(controller)
+                .join("cgroup.procs")
+                .exists(),
+        })
+        .collect()
+}
+
+fn is_v2() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+fn memory_directory(cgroup: &str) -> PathBuf {
+    let root = Path::new(ROOT);
+    let hierarchy = if is_v2() {
+        root.to_owned()
+    } else {
+        root.join("memory")
+    };
+    hierarchy.join(cgroup.trim_start_matches('/'))
+}
+
+/// Where this cgroup exists: once with version 2, once for each hierarchy with version 1.
+fn directories(cgroup: &str) -> Vec<PathBuf> {
+    let relative = cgroup.trim_start_matches('/');
+    if is_v2() {
+        let directory = Path::new(ROOT).join(relative);
+        return if directory.is_dir() {
+            vec![directory]
+        } else {
+            Vec::new()
+        };
+    }
+    let Ok(hierarchies) = std::fs::read_dir(ROOT) else {
+        return Vec::new();
+    };
+    hierarchies
+        .flatten()
+        .map(|hierarchy| hierarchy.path().join(relative))
+        .filter(|directory| directory.is_dir())
+        .collect()
+}
+
+fn read_number(path: &Path) -> io::Result<u64> {
+    let text = std::fs::read_to_string(path)?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+/// The number after `key` in lines of `key number`.
+fn lookup(text: &str, key: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find(|line| line.split(' ').next() == Some(key))?;
+    line.split(' ').nth(1)?.trim().parse().ok()
+}

@@ -1,0 +1,170 @@
+//! Ending an execution, from whatever state it is in.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::execution::{read_number, read_spec};
+use super::paths::{ExecutionDir, Paths};
+use super::process::Process;
+use super::slots::SlotReturn;
+use super::{Gvisor, blocking, cgroup, disk, failed, loopdev, mounts};
+use crate::{EngineError, ExecutionId};
+
+const POLL: Duration = Duration::from_millis(2);
+
+impl Gvisor {
+    /// First the processes, then what they used, the directory last: as long as anything is left,
+    /// the directory or a name with the id in it leads here again.
+    pub(super) async fn destroy_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        self.end_processes(id).await?;
+        let directory = self.paths.execution(id);
+        let (paths, slots, cleaned) = (self.paths.clone(), self.slots.handle(), id.clone());
+        blocking(move || {
+            forget_state(&paths, &cleaned)?;
+            release(&slots, &directory)?;
+            remove_cgroup(&paths.cgroup(&cleaned))?;
+            remove_directory(&directory)
+        })
+        .await
+        .map_err(failed(format!("clean up after {id}")))?;
+        self.live().remove(id);
+        Ok(())
+    }
+
+    async fn end_processes(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        let limit = self.config.command_timeout;
+        let directory = self.paths.execution(id);
+        let pid = read_number(&directory.pid()).ok();
+        let sentry = pid.and_then(|pid| Process::open(pid, id.as_str()).ok().flatten());
+        if !state_files(&self.paths, id).is_empty() {
+            let build = read_spec(&directory).map_or(self.build.id.clone(), |spec| spec.build);
+            let runsc = self.runsc(&build);
+            if let Err(error) = runsc.control("delete", &["-force".into()], id, limit).await {
+                tracing::debug!(execution.id = %id, %error, "runsc delete failed: killing");
+            }
+        }
+        if let Some(sentry) = sentry {
+            sentry.kill();
+            if !sentry.ended_within(limit).await {
+                return Err(still_there(id, limit));
+            }
+        }
+        // The gofer follows the sentry; commands that were cut off may have left others.
+        let group = self.paths.cgroup(id);
+        let deadline = Instant::now() + limit;
+        loop {
+            let rest = cgroup::processes(&group);
+            if rest.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(still_there(id, limit));
+            }
+            for process in rest {
+                if let Ok(Some(process)) = Process::open_any(process) {
+                    process.kill();
+                    process.ended_within(POLL).await;
+                }
+            }
+        }
+    }
+}
+
+fn still_there(id: &ExecutionId, limit: Duration) -> EngineError {
+    EngineError::Timeout {
+        step: format!("end the processes of {id}"),
+        limit,
+    }
+}
+
+/// Takes the mounts, the loop device and the network away.
+fn release(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
+    mounts::unmount_all(&directory.rootfs())?;
+    mounts::unmount_all(&directory.disk_mount())?;
+    // Mounts that nothing of this version makes: whatever it is, it must not be deleted into.
+    for point in mounts::below(directory.path())? {
+        mounts::unmount_all(&point)?;
+    }
+    if let Ok(spec) = read_spec(directory) {
+        // From here on the caller may mount, copy or remove the disk.
+        loopdev::wait_released(&disk::image(&spec.disk))?;
+    }
+    if let Ok(slot) = read_number(&directory.slot()) {
+        // Written by us a moment after the slot was taken. Another server's claim has another tag.
+        slots.discard(slot)?;
+        remove_file(&directory.slot())?;
+    }
+    Ok(())
+}
+
+/// Processes that have just ended may keep a cgroup busy for a moment.
+fn remove_cgroup(group: &str) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    loop {
+        match cgroup::remove(group) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(POLL);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// What runsc keeps about a sandbox below its `--root`.
+pub(super) fn state_files(paths: &Paths, id: &ExecutionId) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = std::fs::read_dir(paths.runsc_root()) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| {
+            entry.file_name().to_str().is_some_and(|name| {
+                name.starts_with(&format!("{id}_")) || name == format!("runsc-{id}.sock")
+            })
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Removes runsc's records of a sandbox that has no process any more.
+fn forget_state(paths: &Paths, id: &ExecutionId) -> io::Result<()> {
+    for file in state_files(paths, id) {
+        remove_file(&file)?;
+    }
+    Ok(())
+}
+
+/// Removes the directory file by file: a mount that is still there makes this fail, where a
+/// recursive removal would empty the sandbox's disk.
+fn remove_directory(directory: &ExecutionDir) -> io::Result<()> {
+    for child in [directory.disk_mount(), directory.rootfs()] {
+        remove_empty(&child)?;
+    }
+    remove_file(&directory.oci_spec())?;
+    remove_empty(&directory.bundle())?;
+    let Ok(entries) = std::fs::read_dir(directory.path()) else {
+        return Ok(());
+    };
+    for entry in entries {
+        remove_file(&entry?.path())?;
+    }
+    remove_empty(directory.path())
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    missing_is_fine(std::fs::remove_file(path))
+}
+
+fn remove_empty(path: &Path) -> io::Result<()> {
+    missing_is_fine(std::fs::remove_dir(path))
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

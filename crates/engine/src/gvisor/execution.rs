@@ -1,0 +1,310 @@
+//! One execution from its start to its end.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::image::ImageRecord;
+use super::paths::ExecutionDir;
+use super::process::Process;
+use super::runsc::Runsc;
+use super::{Gvisor, blocking, builds, cgroup, disk, failed, network, spec};
+use crate::{BuildId, EngineError, ExecutionId, ExecutionSpec, ExitReason, StartError, StartFrom};
+
+/// What is needed to work with a started execution. All of it is in its directory, too.
+#[derive(Clone, Debug)]
+pub(super) struct Live {
+    pub(super) slot: u32,
+    pub(super) build: BuildId,
+    /// The sentry.
+    pid: i32,
+    restored: bool,
+}
+
+impl Live {
+    /// Reads it back; fails for an execution that was never fully started.
+    pub(super) fn read(directory: &ExecutionDir) -> io::Result<Self> {
+        Ok(Self {
+            slot: read_number(&directory.slot())?,
+            build: read_spec(directory)?.build,
+            pid: read_number(&directory.pid())?,
+            restored: directory.restored().exists(),
+        })
+    }
+}
+
+impl Gvisor {
+    pub(super) fn runsc(&self, build: &BuildId) -> Runsc {
+        Runsc::new(builds::runsc(&self.paths, build), self.paths.runsc_root())
+    }
+
+    pub(super) async fn start_execution(
+        &self,
+        spec: &ExecutionSpec,
+        from: StartFrom<'_>,
+    ) -> Result<(), StartError> {
+        let before = |source| StartError {
+            guest_may_have_run: false,
+            source,
+        };
+        // All that can be checked is checked before anything exists.
+        let record = self.check(spec, from).map_err(before)?;
+        let directory = self.paths.execution(&spec.id);
+        // Fails for an id in use, which must then not be cleaned up.
+        write_directory(&directory, spec)
+            .map_err(failed(format!("create the directory of {}", spec.id)))
+            .map_err(before)?;
+
+        let mut guest_may_have_run = false;
+        let started = self
+            .bring_up(spec, from, record, &mut guest_may_have_run)
+            .await;
+        match started {
+            Ok(live) => {
+                self.live().insert(spec.id.clone(), live);
+                Ok(())
+            }
+            Err(source) => {
+                if let Err(error) = self.destroy_execution(&spec.id).await {
+                    tracing::error!(
+                        execution.id = %spec.id, %error,
+                        "a failed start left something behind"
+                    );
+                }
+                Err(StartError {
+                    guest_may_have_run,
+                    source,
+                })
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        spec: &ExecutionSpec,
+        from: StartFrom<'_>,
+    ) -> Result<Option<ImageRecord>, EngineError> {
+        if !builds::is_kept(&self.paths, &spec.build) {
+            return Err(EngineError::Failed {
+                step: format!("start {}", spec.id),
+                detail: format!("the gvisor build {} is not kept on this host", spec.build.0),
+            });
+        }
+        match from {
+            StartFrom::Boot => Ok(None),
+            StartFrom::Image(image) => ImageRecord::read_for(image, &spec.build).map(Some),
+        }
+    }
+
+    async fn bring_up(
+        &self,
+        spec: &ExecutionSpec,
+        from: StartFrom<'_>,
+        record: Option<ImageRecord>,
+        guest_may_have_run: &mut bool,
+    ) -> Result<Live, EngineError> {
+        let id = &spec.id;
+        let directory = self.paths.execution(id);
+        let (slot, mounted) = tokio::join!(self.take_slot(spec), self.mount(spec));
+        let slot = slot.map_err(failed(format!("prepare the network of {id}")))?;
+        mounted.map_err(failed(format!("mount the disk of {id}")))?;
+
+        let (paths, config) = (&self.paths, &self.config);
+        let netns = network::inner_name(&paths.tag, slot);
+        let oci = match record {
+            None => spec::for_boot(spec, &directory, paths, config, &netns),
+            Some(record) => {
+                spec::for_restore(record.oci_spec, spec, &directory, paths, config, &netns)
+            }
+        };
+        write_json(&directory.oci_spec(), &oci).map_err(failed(format!("write spec of {id}")))?;
+
+        let runsc = self.runsc(&spec.build);
+        *guest_may_have_run = true;
+        match from {
+            StartFrom::Boot => runsc.run(id, &directory, config.start_timeout).await?,
+            StartFrom::Image(image) => {
+                std::fs::write(directory.restored(), "")
+                    .map_err(failed(format!("write the state of {id}")))?;
+                runsc
+                    .restore(id, &directory, image, config.start_timeout)
+                    .await?;
+            }
+        }
+        Live::read(&directory).map_err(failed(format!("read the state of {id}")))
+    }
+
+    /// Takes a slot and writes its number down before anything else can go wrong.
+    async fn take_slot(&self, spec: &ExecutionSpec) -> io::Result<u32> {
+        let (take, back) = (self.slots.take(), self.slots.handle());
+        let (paths, policy) = (self.paths.clone(), spec.network);
+        let file = self.paths.execution(&spec.id).slot();
+        blocking(move || {
+            let slot = take()?;
+            let used = std::fs::write(file, slot.to_string())
+                .and_then(|()| network::apply(&paths, slot, policy));
+            if used.is_err() {
+                back.discard(slot)?;
+            }
+            used.map(|()| slot)
+        })
+        .await
+    }
+
+    async fn mount(&self, spec: &ExecutionSpec) -> io::Result<()> {
+        let directory = self.paths.execution(&spec.id);
+        let (disk, layers) = (spec.disk.clone(), spec.layers.clone());
+        blocking(move || {
+            disk::mount_rootfs(&disk, &layers, &directory.disk_mount(), &directory.rootfs())
+        })
+        .await
+    }
+
+    pub(super) async fn freeze_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        self.switch(id, "pause", "paused").await
+    }
+
+    pub(super) async fn thaw_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        self.switch(id, "resume", "running").await
+    }
+
+    /// Runs a command that brings the guest into a state; being in it already is success.
+    async fn switch(&self, id: &ExecutionId, verb: &str, goal: &str) -> Result<(), EngineError> {
+        let live = self.require(id)?;
+        let limit = self.config.command_timeout;
+        let Err(error) = self.runsc(&live.build).control(verb, &[], id, limit).await else {
+            return Ok(());
+        };
+        match self.status(id, &live.build).await {
+            Ok(status) if status == goal => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    /// What runsc says of the sandbox: `running`, `paused`, `stopped` and so on.
+    pub(super) async fn status(
+        &self,
+        id: &ExecutionId,
+        build: &BuildId,
+    ) -> Result<String, EngineError> {
+        let limit = self.config.command_timeout;
+        let text = self.runsc(build).control("state", &[], id, limit).await?;
+        let state: Value = serde_json::from_str(&text).map_err(|error| EngineError::Failed {
+            step: format!("read the state of {id}"),
+            detail: error.to_string(),
+        })?;
+        Ok(state["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    pub(super) async fn write_image(
+        &self,
+        id: &ExecutionId,
+        image: &Path,
+    ) -> Result<(), EngineError> {
+        let live = self.require(id)?;
+        let step = format!("write the memory image of {id}");
+        let oci = std::fs::read(self.paths.execution(id).oci_spec())
+            .and_then(|text| serde_json::from_slice(&text).map_err(io::Error::from))
+            .map_err(failed(step.clone()))?;
+        // Never without -leave-running: a checkpoint that fails would take the sandbox with it.
+        let mut options: Vec<OsString> = ["-leave-running", "-compression", "none"]
+            .map(OsString::from)
+            .into();
+        if supports_direct_io(image) {
+            options.push("-direct".into());
+        }
+        options.push("-image-path".into());
+        options.push(image.into());
+        self.runsc(&live.build)
+            .control("checkpoint", &options, id, self.config.image_timeout)
+            .await
+            .map_err(|error| match error {
+                EngineError::Failed { step, detail }
+                    if detail.contains("no space left on device") =>
+                {
+                    tracing::debug!(execution.id = %id, detail, "no space for the image");
+                    EngineError::NoSpace { step }
+                }
+                other => other,
+            })?;
+        let version = builds::describe(&self.paths, &live.build).version;
+        ImageRecord::new(live.build, version, oci)
+            .write(image)
+            .map_err(failed(step))
+    }
+
+    pub(super) async fn wait_for_image_release(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        let live = self.require(id)?;
+        if !live.restored {
+            return Ok(());
+        }
+        let limit = self.config.image_timeout;
+        self.runsc(&live.build)
+            .control("wait", &["-restore".into()], id, limit)
+            .await
+            .map(|_| ())
+    }
+
+    pub(super) async fn wait_for_exit(&self, id: &ExecutionId) -> ExitReason {
+        if let Some(live) = self.known(id) {
+            match Process::open(live.pid, id.as_str()) {
+                Ok(Some(sentry)) => sentry.ended().await,
+                Ok(None) => {}
+                Err(error) => tracing::warn!(execution.id = %id, %error, "cannot watch the engine"),
+            }
+        }
+        if cgroup::was_out_of_memory(&self.paths.cgroup(id)) {
+            ExitReason::OutOfMemory
+        } else {
+            ExitReason::Exited
+        }
+    }
+}
+
+/// Creates the directory of an execution that must not have one.
+fn write_directory(directory: &ExecutionDir, spec: &ExecutionSpec) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o700).create(directory.path())?;
+    write_json(&directory.spec(), spec)?;
+    for child in [
+        directory.disk_mount(),
+        directory.rootfs(),
+        directory.bundle(),
+    ] {
+        builder.create(child)?;
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
+    std::fs::write(path, serde_json::to_vec(value)?)
+}
+
+pub(super) fn read_spec(directory: &ExecutionDir) -> io::Result<ExecutionSpec> {
+    Ok(serde_json::from_slice(&std::fs::read(directory.spec())?)?)
+}
+
+pub(super) fn read_number<T: std::str::FromStr>(path: &Path) -> io::Result<T> {
+    let text = std::fs::read_to_string(path)?;
+    text.trim()
+        .parse()
+        .map_err(|_| io::Error::other(format!("{} has no number", path.display())))
+}
+
+/// Not every filesystem can do direct I/O; asking is cheaper than a failed checkpoint.
+fn supports_direct_io(directory: &Path) -> bool {
+    let probe = directory.join(".direct");
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .create_new(true)
+        .custom_flags(libc::O_DIRECT);
+    let supported = options.open(&probe).is_ok();
+    // A refused open may still have created the file.
+    let _ = std::fs::remove_file(probe);
+    supported
+}

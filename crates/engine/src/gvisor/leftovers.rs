@@ -1,0 +1,111 @@
+//! What earlier servers of this data directory left on the host.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::Instant;
+
+use super::execution::{Live, read_number};
+use super::paths::Paths;
+use super::process::{self, Process};
+use super::{Gvisor, cgroup, mounts};
+use crate::{EngineError, ExecutionId, ExecutionStatus, Found};
+
+/// Network slots that executions hold, running or not. All others of this tag are free to be
+/// removed when the engine opens.
+pub(super) fn slots_in_use(paths: &Paths) -> HashSet<u32> {
+    directories(paths)
+        .iter()
+        .filter_map(|id| read_number(&paths.execution(id).slot()).ok())
+        .collect()
+}
+
+/// Ends looks at disks that an earlier server did not finish.
+pub(super) fn clear_inspections(paths: &Paths) -> std::io::Result<()> {
+    for point in mounts::below(&paths.inspect_dir())? {
+        mounts::unmount_all(&point)?;
+    }
+    let Ok(entries) = std::fs::read_dir(paths.inspect_dir()) else {
+        return Ok(());
+    };
+    for entry in entries {
+        // Fails for a mount point, which then stays for a person to look at.
+        std::fs::remove_dir(entry?.path())?;
+    }
+    Ok(())
+}
+
+impl Gvisor {
+    pub(super) async fn find_executions(&self) -> Result<Vec<Found>, EngineError> {
+        self.wait_for_commands_in_flight().await?;
+        let mut found = Vec::new();
+        for id in self.traces() {
+            let status = match Live::read(&self.paths.execution(&id)) {
+                Ok(live) => match self.status(&id, &live.build).await.as_deref() {
+                    Ok("running") => ExecutionStatus::Running,
+                    Ok("paused") => ExecutionStatus::Frozen,
+                    Ok(_) | Err(_) => ExecutionStatus::Dead,
+                },
+                Err(_) => ExecutionStatus::Dead,
+            };
+            found.push(Found { id, status });
+        }
+        Ok(found)
+    }
+
+    /// Ids of all executions that have a directory, runsc state, a mount or a cgroup.
+    fn traces(&self) -> BTreeSet<ExecutionId> {
+        let mut ids: BTreeSet<ExecutionId> = directories(&self.paths).into_iter().collect();
+        ids.extend(
+            cgroup::children(&self.paths.cgroup_parent())
+                .iter()
+                .filter_map(|name| ExecutionId::parse(name)),
+        );
+        let states = std::fs::read_dir(self.paths.runsc_root())
+            .into_iter()
+            .flatten()
+            .flatten();
+        ids.extend(states.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let id = match name.strip_prefix("runsc-") {
+                Some(rest) => rest.strip_suffix(".sock")?,
+                None => name.split_once('_')?.0,
+            };
+            ExecutionId::parse(id)
+        }));
+        ids
+    }
+
+    /// A server that was killed may have left a `runsc` at work; what it does must be over before
+    /// anybody decides about its sandbox. Those that take too long are killed.
+    async fn wait_for_commands_in_flight(&self) -> Result<(), EngineError> {
+        let deadline = Instant::now() + self.config.command_timeout;
+        let root = format!("--root={}", self.paths.runsc_root().display());
+        for pid in process::all() {
+            let words = process::command_line(pid);
+            // Sentries and gofers are the same program; they carry these names and stay.
+            let stays = words.iter().any(|word| word == "boot" || word == "gofer");
+            if stays || !words.contains(&root) {
+                continue;
+            }
+            let Ok(Some(command)) = Process::open(pid, &root) else {
+                continue;
+            };
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if !command.ended_within(rest).await {
+                tracing::warn!(pid, "killing an engine command of an earlier server");
+                command.kill();
+                command.ended().await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn directories(paths: &Paths) -> Vec<ExecutionId> {
+    let entries = std::fs::read_dir(paths.executions())
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries
+        .filter_map(|entry| ExecutionId::parse(entry.file_name().to_str()?))
+        .collect()
+}

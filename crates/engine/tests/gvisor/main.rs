@@ -1,0 +1,9 @@
+//! The gVisor engine against a real `runsc`, as root. Nothing here is skipped: what is missing
+//! fails the tests and says so.
+//!
+//! `SANDBASE_RUNSC` names the runsc, `SANDBASE_TEST_ROOTFS` a directory with a Debian-like root
+//! filesystem that has python3.
+
+mod host;
+mod latency;
+mod traces;
