@@ -1,0 +1,67 @@
+//! Everything the agent knows, shared by both listeners.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::connect::{Caller, Code, RpcError};
+use crate::filesystem::Watchers;
+use crate::metrics::Meter;
+use crate::paths;
+use crate::process::Processes;
+use crate::server::Connections;
+use crate::settings::Settings;
+use crate::users::{self, User};
+
+/// The state of the agent. All of it is memory: it survives a restore from a memory image.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    settings: Mutex<Settings>,
+    /// Processes that clients started.
+    pub(crate) processes: Arc<Processes>,
+    /// Directories that clients watch.
+    pub(crate) watchers: Watchers,
+    /// Client connections and tunnels; cut when a new execution begins.
+    pub(crate) clients: Connections,
+    /// Connections of the host.
+    pub(crate) hosts: Connections,
+    /// CPU use between two calls.
+    pub(crate) meter: Meter,
+    /// How long a subscriber may hold back a process.
+    pub(crate) stall_limit: Duration,
+}
+
+impl Agent {
+    /// An agent nobody has initialised yet.
+    pub(crate) fn new(default_user: String, stall_limit: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            settings: Mutex::new(Settings::new(default_user)),
+            processes: Arc::default(),
+            watchers: Watchers::default(),
+            clients: Connections::default(),
+            hosts: Connections::default(),
+            meter: Meter::default(),
+            stall_limit,
+        })
+    }
+
+    /// The settings, to be read or changed at once: never across an await.
+    pub(crate) fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The user an RPC acts as.
+    pub(crate) fn acting_user(&self, caller: &Caller) -> Result<User, RpcError> {
+        let (name, kind) = match &caller.username {
+            Some(name) => (name.clone(), "username"),
+            None => (self.settings().default_user.clone(), "default user"),
+        };
+        let unknown = || RpcError::new(Code::Unauthenticated, format!("invalid {kind}: '{name}'"));
+        users::find(&name).ok().flatten().ok_or_else(unknown)
+    }
+
+    /// What a path of a request means for `user`.
+    pub(crate) fn resolve(&self, path: &str, user: &User) -> Result<String, RpcError> {
+        let workdir = self.settings().default_workdir.clone();
+        paths::resolve(path, user, &workdir).map_err(|error| RpcError::invalid(error.to_string()))
+    }
+}

@@ -1,0 +1,18 @@
+//! `/files`: plain HTTP download and upload, and joining files (contract §6.2 to §6.4).
+
+pub(crate) mod attributes;
+mod compose;
+mod content_type;
+pub(crate) mod directories;
+mod download;
+mod encoding;
+mod multipart;
+mod query;
+mod range;
+mod target;
+mod upload;
+mod upload_body;
+
+pub(crate) use compose::compose;
+pub(crate) use download::download;
+pub(crate) use upload::upload;

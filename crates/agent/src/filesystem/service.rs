@@ -1,0 +1,213 @@
+//! Stat, ListDir, MakeDir, Move and Remove (contract §5.4 to §5.7).
+//!
+//! All of it runs as root; the user only says what paths mean and who owns new directories.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::messages::{
+    EntryInfo, EntryResponse, ListDirRequest, ListDirResponse, MoveRequest, Nothing, PathRequest,
+};
+use crate::agent::Agent;
+use crate::connect::{Caller, Code, RpcError};
+use crate::files::directories::{self, CreateError};
+use crate::users::Names;
+
+pub(crate) async fn stat(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: PathRequest,
+) -> Result<EntryResponse, RpcError> {
+    let user = agent.acting_user(&caller)?;
+    let path = agent.resolve(&request.path, &user)?;
+    blocking(move || entry(&path, &caller)).await
+}
+
+fn entry(path: &str, caller: &Caller) -> Result<EntryResponse, RpcError> {
+    let entry = EntryInfo::read(path, &Names::load()).map_err(|error| {
+        if is_missing(&error) {
+            RpcError::not_found(format!("file not found: {path}: {error}"))
+        } else {
+            RpcError::internal(format!("error getting file info: {path}: {error}"))
+        }
+    })?;
+    let entry = if caller.legacy {
+        entry.for_legacy()
+    } else {
+        entry
+    };
+    Ok(EntryResponse { entry: Some(entry) })
+}
+
+pub(crate) async fn make_dir(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: PathRequest,
+) -> Result<EntryResponse, RpcError> {
+    let user = agent.acting_user(&caller)?;
+    let path = agent.resolve(&request.path, &user)?;
+    let reply = blocking(move || {
+        match fs::metadata(&path) {
+            Ok(existing) if existing.is_dir() => {
+                let message = format!("directory already exists: {path}");
+                return Err(RpcError::new(Code::AlreadyExists, message));
+            }
+            Ok(_) => {
+                let message = format!("path already exists but it is not a directory: {path}");
+                return Err(RpcError::invalid(message));
+            }
+            Err(_) => {}
+        }
+        directories::create_all(Path::new(&path), &user).map_err(|error| create_error(&error))?;
+        entry(&path, &caller)
+    })
+    .await;
+    agent.watchers.settle();
+    reply
+}
+
+pub(crate) async fn rename(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: MoveRequest,
+) -> Result<EntryResponse, RpcError> {
+    let user = agent.acting_user(&caller)?;
+    let source = agent.resolve(&request.source, &user)?;
+    let destination = agent.resolve(&request.destination, &user)?;
+    let reply = blocking(move || {
+        if let Some(parent) = Path::new(&destination).parent() {
+            directories::create_all(parent, &user).map_err(|error| create_error(&error))?;
+        }
+        fs::rename(&source, &destination).map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                RpcError::not_found(format!("source file not found: {source}: {error}"))
+            } else {
+                RpcError::internal(format!("error renaming {source} to {destination}: {error}"))
+            }
+        })?;
+        entry(&destination, &caller)
+    })
+    .await;
+    agent.watchers.settle();
+    reply
+}
+
+fn create_error(error: &CreateError) -> RpcError {
+    RpcError::internal(format!("failed to create directory: {error}"))
+}
+
+pub(crate) async fn remove(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: PathRequest,
+) -> Result<Nothing, RpcError> {
+    let user = agent.acting_user(&caller)?;
+    let path = agent.resolve(&request.path, &user)?;
+    blocking(move || {
+        let removed = match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+            Ok(_) => fs::remove_file(path.trim_end_matches('/')),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if !is_missing(&error) => Err(RpcError::internal(format!(
+                "error removing file or directory: {error}"
+            ))),
+            _ => Ok(Nothing {}),
+        }
+    })
+    .await
+}
+
+pub(crate) async fn list_dir(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: ListDirRequest,
+) -> Result<ListDirResponse, RpcError> {
+    let user = agent.acting_user(&caller)?;
+    let path = agent.resolve(&request.path, &user)?;
+    let depth = request.depth.max(1);
+    let mut entries = blocking(move || {
+        let directory = fs::metadata(&path).map_err(|error| open_error(&path, &error))?;
+        if !directory.is_dir() {
+            return Err(RpcError::invalid(format!(
+                "path is not a directory: {path}"
+            )));
+        }
+        let mut entries = Vec::new();
+        walk(&path, depth, &Names::load(), &mut entries).map_err(|error| {
+            RpcError::internal(format!("error reading directory {path}: {error}"))
+        })?;
+        Ok(entries)
+    })
+    .await?;
+    if caller.legacy {
+        entries = entries.into_iter().map(EntryInfo::for_legacy).collect();
+    }
+    Ok(ListDirResponse { entries })
+}
+
+/// Pre-order, by byte within each directory; links are listed and not entered.
+fn walk(
+    directory: &str,
+    depth: u32,
+    names: &Names,
+    entries: &mut Vec<EntryInfo>,
+) -> io::Result<()> {
+    let mut children = Vec::new();
+    for child in fs::read_dir(directory)? {
+        children.push(child?.file_name());
+    }
+    children.sort_unstable();
+    let prefix = directory.trim_end_matches('/');
+    for name in children {
+        let path = format!("{prefix}/{}", name.to_string_lossy());
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            // Gone since the directory was read.
+            Err(error) if is_missing(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        entries.push(EntryInfo::describe(&path, &metadata, names));
+        if depth > 1 && metadata.is_dir() {
+            match walk(&path, depth - 1, names, entries) {
+                Err(error) if !is_missing(&error) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn open_error(path: &str, error: &io::Error) -> RpcError {
+    if is_missing(error) {
+        return RpcError::not_found(format!("path not found: {path}: {error}"));
+    }
+    if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
+        let message = format!("cyclic symlink or chain >255 links at \"{path}\"");
+        return RpcError::new(Code::FailedPrecondition, message);
+    }
+    RpcError::internal(format!("error reading directory {path}: {error}"))
+}
+
+/// A path through a file leads nowhere either.
+pub(crate) fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Runs file work on a helper thread.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RpcError> + Send + 'static,
+) -> Result<T, RpcError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(RpcError::internal(error.to_string())),
+    }
+}

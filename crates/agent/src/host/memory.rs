@@ -1,0 +1,30 @@
+//! Keeps the agent small: its memory is part of every memory image.
+
+/// Allocator arenas. Each costs memory that is never given back, and the agent is one busy thread.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 2;
+
+/// Called once before any thread exists.
+pub(crate) fn keep_small() {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "the allocator has no other interface")]
+        // SAFETY: mallopt only sets a number, and no other thread runs yet.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        }
+    }
+}
+
+/// Writes dirty pages back and returns free memory, right before the guest is frozen.
+pub(crate) fn write_back_and_shrink() {
+    rustix::fs::sync();
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "the allocator has no other interface")]
+        // SAFETY: malloc_trim takes the allocator's own locks and touches only free memory.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}

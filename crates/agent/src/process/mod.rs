@@ -1,0 +1,16 @@
+//! The Process service: commands and terminals (contract §4).
+//!
+//! Start reading at [`service`]; a started process lives in [`live`] and [`table`].
+
+mod exit;
+mod fanout;
+mod live;
+mod messages;
+mod pipes;
+mod reaper;
+pub(crate) mod service;
+mod spawn;
+mod stream;
+mod table;
+
+pub(crate) use table::Processes;

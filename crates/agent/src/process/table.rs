@@ -1,0 +1,165 @@
+//! The processes of this sandbox: started, found, and forgotten.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::exit::ExitStatus;
+use super::live::{Outputs, Process};
+use super::messages::Selector;
+use super::reaper::{Reaper, SignalError};
+
+/// How long a late `Connect` still learns how a process ended.
+const RETENTION: Duration = Duration::from_secs(30);
+
+/// All processes that clients started.
+#[derive(Debug, Default)]
+pub(crate) struct Processes {
+    /// Collects the children.
+    pub(crate) reaper: Arc<Reaper>,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    live: HashMap<u32, Arc<Process>>,
+    /// Ended within [`RETENTION`], newest last.
+    ended: Vec<Arc<Process>>,
+}
+
+impl Processes {
+    /// All live processes, in no particular order.
+    pub(crate) fn list(&self) -> Vec<Arc<Process>> {
+        self.entries().live.values().cloned().collect()
+    }
+
+    /// A live process.
+    pub(crate) fn find(&self, selector: &Selector) -> Option<Arc<Process>> {
+        let entries = self.entries();
+        match selector {
+            Selector::Pid(pid) => entries.live.get(pid).cloned(),
+            Selector::Tag(_) => entries
+                .live
+                .values()
+                .find(|process| process.is(selector))
+                .cloned(),
+        }
+    }
+
+    /// A live process, or one that ended a moment ago.
+    pub(crate) fn find_or_ended(&self, selector: &Selector) -> Option<Arc<Process>> {
+        self.find(selector).or_else(|| {
+            let entries = self.entries();
+            entries
+                .ended
+                .iter()
+                .rev()
+                .find(|process| process.is(selector))
+                .cloned()
+        })
+    }
+
+    /// Takes over a process that was just started and sees it through to its end.
+    pub(crate) fn adopt(
+        self: &Arc<Self>,
+        process: &Arc<Process>,
+        outputs: Outputs,
+        status: oneshot::Receiver<ExitStatus>,
+        deadline: Option<Instant>,
+    ) {
+        let mut entries = self.entries();
+        entries.ended.retain(|old| {
+            old.pid != process.pid && (process.tag.is_none() || old.tag != process.tag)
+        });
+        entries.live.insert(process.pid, Arc::clone(process));
+        drop(entries);
+        // Owned by the table: ends with the process.
+        tokio::spawn(Arc::clone(self).see_through(Arc::clone(process), outputs, status, deadline));
+    }
+
+    /// Signals the direct child; its descendants are left alone.
+    pub(crate) fn signal(&self, process: &Process, signal: Signal) -> Result<(), SignalError> {
+        self.reaper.signal(process.pid, signal)?;
+        process.force_end(false);
+        Ok(())
+    }
+
+    async fn see_through(
+        self: Arc<Self>,
+        process: Arc<Process>,
+        outputs: Outputs,
+        status: oneshot::Receiver<ExitStatus>,
+        deadline: Option<Instant>,
+    ) {
+        let end = async {
+            let collected = async {
+                // The reaper keeps the sender until it has a status.
+                let status = status.await.unwrap_or(ExitStatus(0));
+                process.child_collected();
+                status
+            };
+            tokio::join!(collected, process.pump(outputs)).0
+        };
+        let mut end = std::pin::pin!(end);
+        let status = match deadline {
+            None => end.await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, end.as_mut()).await {
+                Ok(status) => status,
+                Err(_) => {
+                    self.enforce_deadline(&process);
+                    end.await
+                }
+            },
+        };
+        self.finish(&process, status).await;
+        tokio::time::sleep(RETENTION).await;
+        self.entries()
+            .ended
+            .retain(|old| !Arc::ptr_eq(old, &process));
+    }
+
+    /// Kills only the child, as upstream does; who was started with `nohup … &` survives.
+    fn enforce_deadline(&self, process: &Process) {
+        process.deadline_passed.store(true, Ordering::Relaxed);
+        let collected = self.reaper.signal(process.pid, Signal::KILL).is_err();
+        process.force_end(collected);
+    }
+
+    /// The order matters to clients: who has seen the end must not find the process any more.
+    async fn finish(&self, process: &Arc<Process>, status: ExitStatus) {
+        process.end.get_or_init(|| status.end_event());
+        self.retain(process);
+        process.fanout.close();
+        process.release().await;
+    }
+
+    fn retain(&self, process: &Arc<Process>) {
+        let mut entries = self.entries();
+        entries.ended.push(Arc::clone(process));
+        if entries
+            .live
+            .get(&process.pid)
+            .is_some_and(|live| Arc::ptr_eq(live, process))
+        {
+            entries.live.remove(&process.pid);
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Process {
+    fn is(&self, selector: &Selector) -> bool {
+        match selector {
+            Selector::Pid(pid) => self.pid == *pid,
+            Selector::Tag(tag) => self.tag.as_ref() == Some(tag),
+        }
+    }
+}
