@@ -3,5 +3,6 @@
 //! Needs root and what `./test` installs; what is missing fails, nothing is skipped.
 
 mod crash;
+mod http;
 mod sdk;
 mod support;

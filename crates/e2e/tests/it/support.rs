@@ -123,7 +123,7 @@ impl Server {
             // Modules are looked up beside the program, so it runs from a copy beside the SDK.
             let copy = sdk.join("node").join(name);
             std::fs::copy(&path, &copy).unwrap();
-            let mut command = Command::new("node");
+            let mut command = Command::new(sdk.join("bin/node"));
             command.arg(copy);
             command
         };
