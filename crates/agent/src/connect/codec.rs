@@ -71,6 +71,10 @@ impl Codec {
     {
         match self {
             Self::Json if payload.is_empty() => Ok(M::default()),
+            // Serde would read an array as the fields in order.
+            Self::Json if payload.trim_ascii_start().first() != Some(&b'{') => {
+                Err(RpcError::invalid("unmarshal message: not a JSON object"))
+            }
             Self::Json => serde_json::from_slice(payload)
                 .map_err(|error| RpcError::invalid(format!("unmarshal message: {error}"))),
             Self::Proto => M::decode(payload)

@@ -18,15 +18,15 @@ where
 pub(crate) fn lenient_u32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Number {
+    enum Lenient {
         Number(u32),
         Text(String),
         Null,
     }
-    match Number::deserialize(deserializer)? {
-        Number::Number(number) => Ok(number),
-        Number::Text(text) => text.parse().map_err(D::Error::custom),
-        Number::Null => Ok(0),
+    match Lenient::deserialize(deserializer)? {
+        Lenient::Number(number) => Ok(number),
+        Lenient::Text(text) => text.parse().map_err(D::Error::custom),
+        Lenient::Null => Ok(0),
     }
 }
 

@@ -23,7 +23,7 @@ const KERNEL_LIMIT: usize = 64 * 1024;
 pub(crate) fn read(path: &Path) -> BTreeMap<String, String> {
     let mut metadata = BTreeMap::new();
     // The usual file has none, and then this is the only call.
-    match rustix::fs::listxattr(path, &mut [0_u8; 0][..]) {
+    match rustix::fs::listxattr_query(path) {
         Ok(0) | Err(_) => return metadata,
         Ok(_) => {}
     }
@@ -50,7 +50,7 @@ pub(crate) fn read(path: &Path) -> BTreeMap<String, String> {
 /// Makes no call that changes anything when there is nothing to change: watchers would see it.
 pub(crate) fn replace(file: impl AsFd, metadata: &BTreeMap<String, String>) -> io::Result<()> {
     let mut list = Vec::new();
-    let found = match rustix::fs::flistxattr(&file, &mut [0_u8; 0][..]) {
+    let found = match rustix::fs::flistxattr_query(&file) {
         Ok(0) => 0,
         Ok(_) => {
             list.resize(KERNEL_LIMIT, 0);

@@ -1,39 +1,32 @@
 //! `GET /files` (contract §6.2).
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use futures_util::Stream;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Incoming;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
+use super::chunks::{BOUNDARY, gzip_stream, parts_stream, plain_stream, streaming};
 use super::content_type;
 use super::encoding::{Accepted, Coding};
 use super::query::{self, Operation, Query};
-use super::range::{self, ByteRange, Ranges};
+use super::range::{self, Ranges};
 use crate::agent::Agent;
 use crate::paths;
-use crate::server::{Body, BoxError, Failed, empty, full};
+use crate::server::{Body, Failed, empty, full};
 
-/// Bytes read at once.
-const CHUNK: usize = 256 * 1024;
 /// Larger files are sent plain: compressing them costs the sandbox more than it saves.
 const GZIP_LIMIT: u64 = 8 * 1024 * 1024;
 /// How much of a file its type is guessed from.
 const SNIFF: usize = 512;
-/// Between the parts of an answer to several ranges; random enough not to occur in a file.
-const BOUNDARY: &str = "sandbase-7b1f0c55d2a94e6c8f3a";
 
 const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
     "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
@@ -232,7 +225,7 @@ fn identity(request: &HeaderMap, opened: &Opened) -> Response<Body> {
                 } else {
                     let kind = format!("multipart/byteranges; boundary={BOUNDARY}");
                     set(response.headers_mut(), header::CONTENT_TYPE, &kind);
-                    body = Some(streaming(parts_stream(opened, &parts)));
+                    body = Some(opened.parts(&parts));
                 }
             }
         }
@@ -261,6 +254,12 @@ impl Opened {
         let mut file = self.file.try_clone()?;
         file.seek(SeekFrom::Start(offset))?;
         Ok(file)
+    }
+
+    fn parts(&self, parts: &[range::ByteRange]) -> Body {
+        let kind = content_type::of(&self.name, &self.start);
+        let file = self.file.try_clone();
+        streaming(parts_stream(file, self.size, kind, parts))
     }
 
     fn is_unmodified(&self, request: &HeaderMap) -> bool {
@@ -325,108 +324,6 @@ fn request_date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
         .ok()?
         .assume_utc();
     u64::try_from(date.unix_timestamp()).ok()
-}
-
-fn streaming(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Body {
-    let frames = futures_util::StreamExt::map(chunks, |chunk| chunk.map(Frame::data));
-    BodyExt::boxed_unsync(StreamBody::new(frames))
-}
-
-/// Pulls chunks out of a blocking source, one helper call per chunk.
-fn blocking_stream<S: Send + 'static>(
-    source: std::io::Result<S>,
-    pull: fn(&mut S) -> std::io::Result<Option<Bytes>>,
-) -> impl Stream<Item = Result<Bytes, BoxError>> + Send {
-    futures_util::stream::try_unfold(source, move |source| async move {
-        let mut source = source?;
-        let pulled = tokio::task::spawn_blocking(move || {
-            let chunk = pull(&mut source)?;
-            Ok::<_, std::io::Error>((chunk, source))
-        });
-        let (chunk, source) = pulled.await??;
-        Ok::<_, BoxError>(chunk.map(|chunk| (chunk, Ok(source))))
-    })
-}
-
-fn plain_stream(
-    file: std::io::Result<File>,
-    length: u64,
-) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + use<> {
-    blocking_stream(file.map(|file| file.take(length)), |file| {
-        let mut chunk = vec![0; CHUNK.min(usize::try_from(file.limit()).unwrap_or(CHUNK))];
-        let length = file.read(&mut chunk)?;
-        chunk.truncate(length);
-        Ok((length > 0).then(|| chunk.into()))
-    })
-}
-
-fn gzip_stream(
-    file: std::io::Result<File>,
-) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + use<> {
-    let encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    blocking_stream(file.map(|file| (file, Some(encoder))), |(file, encoder)| {
-        let mut chunk = vec![0; CHUNK];
-        loop {
-            let Some(open) = encoder.as_mut() else {
-                return Ok(None);
-            };
-            let length = file.read(&mut chunk)?;
-            if length == 0 {
-                let rest = encoder.take().map(GzEncoder::finish).transpose()?;
-                return Ok(rest.map(Bytes::from));
-            }
-            open.write_all(&chunk[..length])?;
-            let compressed = std::mem::take(open.get_mut());
-            if !compressed.is_empty() {
-                return Ok(Some(compressed.into()));
-            }
-        }
-    })
-}
-
-/// Several ranges in one answer. They are no longer than the file altogether.
-fn parts_stream(
-    opened: &Opened,
-    parts: &[ByteRange],
-) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + use<> {
-    let kind = content_type::of(&opened.name, &opened.start);
-    let mut pieces: Vec<(Bytes, u64, u64)> = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        let start = if index == 0 { "" } else { "\r\n" };
-        let range = part.content_range(opened.size);
-        let head = format!(
-            "{start}--{BOUNDARY}\r\nContent-Range: {range}\r\nContent-Type: {kind}\r\n\r\n"
-        );
-        pieces.push((head.into(), part.start, part.length()));
-    }
-    pieces.push((format!("\r\n--{BOUNDARY}--\r\n").into(), 0, 0));
-    pieces.reverse();
-    let file = opened.file.try_clone();
-    blocking_stream(file.map(|file| (file, pieces)), |(file, pieces)| {
-        let Some((head, offset, left)) = pieces.last_mut() else {
-            return Ok(None);
-        };
-        if !head.is_empty() {
-            let head = std::mem::take(head);
-            if *left == 0 {
-                pieces.pop();
-            }
-            return Ok(Some(head));
-        }
-        let mut chunk = vec![0; CHUNK.min(usize::try_from(*left).unwrap_or(CHUNK))];
-        let length = file.read_at(&mut chunk, *offset)?;
-        if length == 0 {
-            // The file became shorter: what is missing cannot be made up.
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        chunk.truncate(length);
-        *offset += length as u64;
-        *left -= length as u64;
-        if *left == 0 {
-            pieces.pop();
-        }
-        Ok(Some(chunk.into()))
-    })
 }
 
 #[cfg(test)]

@@ -186,6 +186,10 @@ pub(crate) struct WatchDirResponse {
 
 #[derive(Clone, PartialEq, Oneof, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, encoded at once; the usual one is the large one"
+)]
 pub(crate) enum WatchEvent {
     #[prost(message, tag = "1")]
     Start(Nothing),

@@ -7,6 +7,7 @@
 //! ```
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -72,11 +73,35 @@ pub(crate) enum InputError {
     Broken(&'static str, #[source] io::Error),
 }
 
-/// Whether reading stopped before the end of the output.
-struct Interrupted(bool);
+/// Why reading an output came to its end.
+enum Ended {
+    AtEnd,
+    Stopped,
+}
 
 /// The outputs still to be read.
-pub(crate) struct Outputs(Vec<(Channel, fn(Bytes) -> Output, usize)>);
+pub(crate) struct Outputs(Vec<Source>);
+
+/// One output: where it is read, what its data is called, and how much is read at once.
+struct Source {
+    channel: Channel,
+    wrap: fn(Bytes) -> Output,
+    chunk: usize,
+}
+
+impl Source {
+    fn new(channel: Channel, wrap: fn(Bytes) -> Output, chunk: usize) -> Self {
+        Self {
+            channel,
+            wrap,
+            chunk,
+        }
+    }
+
+    fn output(&self, data: &[u8]) -> Output {
+        (self.wrap)(Bytes::copy_from_slice(data))
+    }
+}
 
 impl Process {
     /// Describes a process that was just started, and splits off what has to be read.
@@ -93,15 +118,14 @@ impl Process {
                 stdout,
                 stderr,
             } => {
-                let stdout = (stdout, Output::Stdout as fn(Bytes) -> Output, PIPE_CHUNK);
-                let stderr = (stderr, Output::Stderr as fn(Bytes) -> Output, PIPE_CHUNK);
+                let stdout = Source::new(stdout, Output::Stdout, PIPE_CHUNK);
+                let stderr = Source::new(stderr, Output::Stderr, PIPE_CHUNK);
                 (stdin, false, vec![stdout, stderr])
             }
-            AgentEnds::Terminal { output, input } => (
-                Some(input),
-                true,
-                vec![(output, Output::Pty as _, TERMINAL_CHUNK)],
-            ),
+            AgentEnds::Terminal { output, input } => {
+                let output = Source::new(output, Output::Pty, TERMINAL_CHUNK);
+                (Some(input), true, vec![output])
+            }
         };
         let input = Input {
             terminal,
@@ -140,43 +164,32 @@ impl Process {
 
     /// Copies all outputs to the subscribers until they end.
     pub(crate) async fn pump(&self, outputs: Outputs) {
-        let readers = outputs
-            .0
-            .into_iter()
-            .map(|(channel, wrap, chunk)| async move {
-                // Also an error means that there will be nothing more.
-                if let Ok(Interrupted(true)) = self.copy(&channel, wrap, chunk).await {
-                    self.copy_rest(&channel, wrap, chunk).await;
-                }
-            });
+        let readers = outputs.0.into_iter().map(|source| async move {
+            // Also an error means that there will be nothing more.
+            if let Ok(Ended::Stopped) = self.copy(&source).await {
+                self.copy_rest(&source).await;
+            }
+        });
         futures_util::future::join_all(readers).await;
     }
 
-    async fn copy(
-        &self,
-        channel: &Channel,
-        wrap: fn(Bytes) -> Output,
-        chunk: usize,
-    ) -> io::Result<Interrupted> {
+    async fn copy(&self, source: &Source) -> io::Result<Ended> {
         let mut stop = self.stop.subscribe();
         let mut buffer = Vec::new();
         loop {
             tokio::select! {
-                ready = channel.readable() => ready?.retain_ready(),
-                _stopped = stop.wait_for(|stop| *stop) => return Ok(Interrupted(true)),
+                ready = source.channel.readable() => ready?.retain_ready(),
+                _stopped = stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
             }
             // The buffer exists only while there is something to read: a process may be quiet for
             // hours, and there may be many.
-            buffer.resize(chunk, 0);
-            match channel.try_io(Interest::READABLE, |file| {
-                pipes::read_now(file, &mut buffer)
-            }) {
-                Ok(0) => return Ok(Interrupted(false)),
+            buffer.resize(source.chunk, 0);
+            let read = |file: &OwnedFd| pipes::read_now(file, &mut buffer);
+            match source.channel.try_io(Interest::READABLE, read) {
+                Ok(0) => return Ok(Ended::AtEnd),
                 Ok(count) => {
-                    self.fanout
-                        .publish(wrap(Bytes::copy_from_slice(&buffer[..count])))
-                        .await;
-                    if count < chunk {
+                    self.fanout.publish(source.output(&buffer[..count])).await;
+                    if count < source.chunk {
                         buffer = Vec::new();
                     }
                 }
@@ -187,14 +200,12 @@ impl Process {
     }
 
     /// Copies what was written before the end was forced.
-    async fn copy_rest(&self, channel: &Channel, wrap: fn(Bytes) -> Output, chunk: usize) {
-        let mut buffer = vec![0; chunk];
+    async fn copy_rest(&self, source: &Source) {
+        let mut buffer = vec![0; source.chunk];
         for _ in 0..LEFTOVER_READS {
-            match pipes::read_now(channel.get_ref(), &mut buffer) {
+            match pipes::read_now(source.channel.get_ref(), &mut buffer) {
                 Ok(count) if count > 0 => {
-                    self.fanout
-                        .publish(wrap(Bytes::copy_from_slice(&buffer[..count])))
-                        .await;
+                    self.fanout.publish(source.output(&buffer[..count])).await;
                 }
                 _ => return,
             }
