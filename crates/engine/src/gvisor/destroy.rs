@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::execution::{read_number, read_spec};
@@ -17,6 +18,11 @@ impl Gvisor {
     /// First the processes, then what they used, the directory last: as long as anything is left,
     /// the directory or a name with the id in it leads here again.
     pub(super) async fn destroy_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        let limit = self.config.command_timeout;
+        let Ok(_alone) = tokio::time::timeout(limit, self.work_on(id).write_owned()).await else {
+            let step = format!("wait for the cancelled start of {id}");
+            return Err(EngineError::Timeout { step, limit });
+        };
         self.end_processes(id).await?;
         let directory = self.paths.execution(id);
         let (paths, slots, cleaned) = (self.paths.clone(), self.slots.handle(), id.clone());
@@ -29,6 +35,7 @@ impl Gvisor {
         .await
         .map_err(failed(format!("clean up after {id}")))?;
         self.live().remove(id);
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         Ok(())
     }
 

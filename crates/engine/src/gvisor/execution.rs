@@ -12,7 +12,7 @@ use super::image::ImageRecord;
 use super::paths::ExecutionDir;
 use super::process::Process;
 use super::runsc::Runsc;
-use super::{Gvisor, blocking, builds, cgroup, disk, failed, network, spec};
+use super::{Gvisor, blocking, builds, cgroup, disk, failed, image, network, spec};
 use crate::{BuildId, EngineError, ExecutionId, ExecutionSpec, ExitReason, StartError, StartFrom};
 
 /// What is needed to work with a started execution. All of it is in its directory, too.
@@ -34,6 +34,13 @@ impl Live {
             pid: read_number(&directory.pid())?,
             restored: directory.restored().exists(),
         })
+    }
+}
+
+impl Live {
+    /// Whether its sentry runs.
+    pub(super) fn is_alive(&self, id: &ExecutionId) -> bool {
+        matches!(Process::open(self.pid, id.as_str()), Ok(Some(_)))
     }
 }
 
@@ -142,8 +149,10 @@ impl Gvisor {
     async fn take_slot(&self, spec: &ExecutionSpec) -> io::Result<u32> {
         let (take, back) = (self.slots.take(), self.slots.handle());
         let (paths, policy) = (self.paths.clone(), spec.network);
+        let working = self.work_on(&spec.id).read_owned().await;
         let file = self.paths.execution(&spec.id).slot();
         blocking(move || {
+            let _working = working;
             let slot = take()?;
             let used = std::fs::write(file, slot.to_string())
                 .and_then(|()| network::apply(&paths, slot, policy));
@@ -158,7 +167,9 @@ impl Gvisor {
     async fn mount(&self, spec: &ExecutionSpec) -> io::Result<()> {
         let directory = self.paths.execution(&spec.id);
         let (disk, layers) = (spec.disk.clone(), spec.layers.clone());
+        let working = self.work_on(&spec.id).read_owned().await;
         blocking(move || {
+            let _working = working;
             disk::mount_rootfs(&disk, &layers, &directory.disk_mount(), &directory.rootfs())
         })
         .await
@@ -219,22 +230,27 @@ impl Gvisor {
         }
         options.push("-image-path".into());
         options.push(image.into());
-        self.runsc(&live.build)
-            .control("checkpoint", &options, id, self.config.image_timeout)
-            .await
-            .map_err(|error| match error {
-                EngineError::Failed { step, detail }
-                    if detail.contains("no space left on device") =>
-                {
-                    tracing::debug!(execution.id = %id, detail, "no space for the image");
-                    EngineError::NoSpace { step }
-                }
-                other => other,
-            })?;
-        let version = builds::describe(&self.paths, &live.build).version;
-        ImageRecord::new(live.build, version, oci)
-            .write(image)
-            .map_err(failed(step))
+        let runsc = self.runsc(&live.build);
+        let limit = self.config.image_timeout;
+        let written = match runsc.control("checkpoint", &options, id, limit).await {
+            Ok(_) => {
+                let version = builds::describe(&self.paths, &live.build).version;
+                let record = ImageRecord::new(live.build, version, oci);
+                record.write(image).map_err(failed(step))
+            }
+            Err(EngineError::Failed { step, detail })
+                if detail.contains("no space left on device") =>
+            {
+                tracing::debug!(execution.id = %id, detail, "no space for the image");
+                Err(EngineError::NoSpace { step })
+            }
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            let image = image.to_owned();
+            blocking(move || image::discard(&image)).await;
+        }
+        written
     }
 
     pub(super) async fn wait_for_image_release(&self, id: &ExecutionId) -> Result<(), EngineError> {

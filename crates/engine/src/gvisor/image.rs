@@ -69,3 +69,14 @@ impl ImageRecord {
         Ok(record)
     }
 }
+
+/// Empties the directory of an image that was not completed. Files are cut to nothing first: the
+/// sentry keeps those of a failed checkpoint open for some time, and the disk may be full.
+pub(super) fn discard(image: &Path) {
+    for entry in std::fs::read_dir(image).into_iter().flatten().flatten() {
+        let cut = std::fs::OpenOptions::new().write(true).truncate(true).open(entry.path());
+        if let Err(error) = cut.and_then(|_| std::fs::remove_file(entry.path())) {
+            tracing::warn!(%error, "a file of an incomplete memory image was left behind");
+        }
+    }
+}

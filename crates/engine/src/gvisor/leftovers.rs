@@ -39,6 +39,8 @@ impl Gvisor {
         let mut found = Vec::new();
         for id in self.traces() {
             let status = match Live::read(&self.paths.execution(&id)) {
+                // runsc takes a dead sentry that nobody has collected yet for a running one.
+                Ok(live) if !live.is_alive(&id) => ExecutionStatus::Dead,
                 Ok(live) => match self.status(&id, &live.build).await.as_deref() {
                     Ok("running") => ExecutionStatus::Running,
                     Ok("paused") => ExecutionStatus::Frozen,

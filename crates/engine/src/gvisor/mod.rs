@@ -44,11 +44,12 @@ mod spec;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tokio::net::TcpStream;
+use tokio::sync::RwLock;
 
 pub use checks::{Check, host_checks};
 pub use config::Config;
@@ -93,6 +94,9 @@ pub struct Gvisor {
     /// Cache of what the execution directories say; an execution is in it from the begin of its
     /// start to the end of its destruction.
     live: Mutex<HashMap<ExecutionId, Live>>,
+    /// Work of starts on blocking threads goes on when the start's future is dropped: it holds a
+    /// read lock, and destruction takes the write lock before it looks at what is there.
+    work: Mutex<HashMap<ExecutionId, Arc<RwLock<()>>>>,
 }
 
 impl Gvisor {
@@ -124,11 +128,17 @@ impl Gvisor {
             slots,
             dialer,
             live: Mutex::new(HashMap::new()),
+            work: Mutex::new(HashMap::new()),
         })
     }
 
     fn live(&self) -> std::sync::MutexGuard<'_, HashMap<ExecutionId, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work_on(&self, id: &ExecutionId) -> Arc<RwLock<()>> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(work.entry(id.clone()).or_default())
     }
 
     /// What is known of a running execution, from memory or, after a restart, from its directory.

@@ -12,7 +12,7 @@ def count():
 
 
 
-scope = {"state": state}
+scope = globals()
 
 
 def serve(connection):

@@ -1,6 +1,7 @@
 //! A test host: one engine with a data directory of its own, and guests to talk to.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::traces;
@@ -15,7 +16,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An engine on a data directory that is removed at the end.
 pub(crate) struct Host {
-    pub(crate) engine: Gvisor,
+    pub(crate) engine: Arc<Gvisor>,
+    guard: Guard,
     pub(crate) config: Config,
     folder: tempfile::TempDir,
     rootfs: PathBuf,
@@ -36,35 +38,23 @@ impl Host {
             rootfs.display()
         );
         let engine = open(config.clone());
-        Self {
-            engine,
-            config,
-            folder,
-            rootfs,
-        }
+        let guard = Guard { engine: Some(engine.clone()), tag: tag_of(&config) };
+        Self { engine, guard, config, folder, rootfs }
     }
 
     /// Drops the engine as a server's end does, and opens another one on the same directory.
     pub(crate) fn restart(self) -> Self {
-        let Self {
-            engine,
-            config,
-            folder,
-            rootfs,
-        } = self;
+        let Self { engine, mut guard, config, folder, rootfs } = self;
+        guard.engine = None;
         drop(engine);
-        Self {
-            engine: open(config.clone()),
-            config,
-            folder,
-            rootfs,
-        }
+        let engine = open(config.clone());
+        guard.engine = Some(engine.clone());
+        Self { engine, guard, config, folder, rootfs }
     }
 
     /// The tag that all names of this host carry.
     pub(crate) fn tag(&self) -> String {
-        let data = self.config.data_dir.canonicalize().unwrap();
-        blake3::hash(data.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
+        tag_of(&self.config)
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -190,21 +180,50 @@ impl Host {
             self.engine.destroy(&found.id).await.unwrap();
         }
         let tag = self.tag();
-        let Self { engine, folder, .. } = self;
+        let Self { engine, mut guard, folder, .. } = self;
+        guard.engine = None;
         drop(engine);
         traces::none_within(&tag, folder.path(), PATIENCE);
-        traces::remove_shared(&tag);
     }
 }
 
-fn open(config: Config) -> Gvisor {
-    Gvisor::open(config).unwrap_or_else(|error| {
+/// Cleans up after a test, after a failed one as well.
+struct Guard {
+    engine: Option<Arc<Gvisor>>,
+    tag: String,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            // Not on this thread: it is one of a runtime that may be going down.
+            let cleaning = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Runtime::new().unwrap();
+                runtime.block_on(async {
+                    for found in engine.find().await.unwrap_or_default() {
+                        if let Err(error) = engine.destroy(&found.id).await {
+                            println!("cleaning up: {error}");
+                        }
+                    }
+                });
+            });
+            let _ = cleaning.join();
+        }
+        traces::remove_shared(&self.tag);
+    }
+}
+
+fn tag_of(config: &Config) -> String {
+    let data = config.data_dir.canonicalize().unwrap();
+    blake3::hash(data.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
+}
+
+fn open(config: Config) -> Arc<Gvisor> {
+    let engine = Gvisor::open(config).unwrap_or_else(|error| {
         use std::error::Error;
-        panic!(
-            "the engine cannot be opened (these tests need root): {error}: {:?}",
-            error.source()
-        )
-    })
+        panic!("the engine cannot be opened (these tests need root): {error}: {:?}", error.source())
+    });
+    Arc::new(engine)
 }
 
 pub(crate) fn config(data_dir: &Path) -> Config {

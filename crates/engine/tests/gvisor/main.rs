@@ -4,6 +4,14 @@
 //! `SANDBASE_RUNSC` names the runsc, `SANDBASE_TEST_ROOTFS` a directory with a Debian-like root
 //! filesystem that has python3.
 
+mod disks;
+#[cfg(test)]
 mod host;
+mod images;
 mod latency;
+mod life;
+mod limits;
+mod networks;
+mod survival;
+#[cfg(test)]
 mod traces;
