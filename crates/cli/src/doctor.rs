@@ -38,13 +38,13 @@ fn agent_check(config: &Config) -> gvisor::Check {
             name: "agent",
             ok: true,
             detail: path.display().to_string(),
-            remedy: String::new(),
+            remedy: "",
         },
         Err(error) => gvisor::Check {
             name: "agent",
             ok: false,
             detail: format!("{error:#}"),
-            remedy: "run ./run once, or set template.agent in the configuration".to_owned(),
+            remedy: "run ./run once, or set template.agent in the configuration",
         },
     }
 }

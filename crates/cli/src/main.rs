@@ -103,9 +103,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Doctor(options) => doctor::run(&options.config()?),
         Verb::Template { verb: TemplateVerb::Rootfs { directory } } => {
-            let agent = server::app::agent_binary(&Config::default())?;
             let say = |step: &str| tracing::info!("{step}");
-            runtime.block_on(server::template::rootfs::build(&directory, &agent, &say))?;
+            runtime.block_on(server::template::rootfs::build(&directory, &say))?;
             Ok(ExitCode::SUCCESS)
         }
     }

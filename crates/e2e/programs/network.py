@@ -1,5 +1,10 @@
-"""Private ranges, the host and other sandboxes are out of reach; the sandbox itself is not."""
+"""Private ranges, the host and other sandboxes are out of reach; the sandbox itself is not.
 
+    network.py PORT         a port on which something listens on every address of the host
+"""
+
+import re
+import subprocess
 import sys
 
 from e2b import Sandbox
@@ -19,11 +24,18 @@ for target in sys.argv[1:]:
 first, second = Sandbox.create(timeout=300), Sandbox.create(timeout=300)
 second.commands.run("python3 -m http.server 8000 --bind 0.0.0.0", background=True, timeout=0)
 first.files.write("probe.py", PROBE)
-targets = " ".join(sys.argv[1:] + ["169.254.169.254:80", "169.254.0.22:3000", "10.0.0.1:80"])
+# All addresses of the host, the ends of the sandboxes' uplinks included, and their other ends.
+addresses = re.findall(r"inet (\d+\.\d+\.\d+)\.(\d+)/", subprocess.check_output(["ip", "-4", "addr"], text=True))
+uplinks = [f"{net}.{int(last) + 1}:8000" for net, last in addresses if net.startswith("10.219.")]
+assert len(uplinks) >= 2, addresses
+hosts = [f"{net}.{last}:{sys.argv[1]}" for net, last in addresses if not net.startswith("127.")]
+metadata = ["169.254.169.254:80", f"169.254.0.22:{sys.argv[1]}"]
+targets = " ".join(hosts + uplinks + metadata)
 found = first.commands.run(f"python3 probe.py {targets}", timeout=60).stdout
 assert "reached" not in found, found
-own = first.commands.run(
-    "python3 -m http.server 8000 >/dev/null 2>&1 & sleep 1; python3 probe.py 127.0.0.1:8000 169.254.0.21:8000").stdout
-assert "denied" not in own, own
+assert found.count("denied") == len(targets.split()), found
+second.files.write("probe.py", PROBE)
+own = second.commands.run("python3 probe.py 127.0.0.1:8000 169.254.0.21:8000").stdout
+assert own.count("reached") == 2, own
 first.kill()
 second.kill()

@@ -60,12 +60,15 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     print_exports(&domain, &key).context("print how to use the server")?;
     let state =
         HttpState::new(Arc::clone(&sandboxes), key, domain, config.sandbox_hosts.clone());
+    let requests = state.tasks.clone();
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(listener::serve(listeners, state, shutdown.clone()));
     wait_for_signal().await?;
     tracing::info!("stopping; running sandboxes go on without the server");
     shutdown.cancel();
-    if tokio::time::timeout(SHUTDOWN_LIMIT, sandboxes.settle()).await.is_err() {
+    requests.close();
+    let settled = async { tokio::join!(sandboxes.settle(), requests.wait()) };
+    if tokio::time::timeout(SHUTDOWN_LIMIT, settled).await.is_err() {
         tracing::warn!("a transition did not end in time; the next start finishes or undoes it");
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;

@@ -35,19 +35,8 @@ fn a_sandbox_reaches_neither_host_nor_neighbours() {
     // A listener on every address of the host, the sandboxes' uplinks included.
     let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let own = std::process::Command::new("hostname").arg("-I").output().unwrap();
-    let own = String::from_utf8_lossy(&own.stdout).into_owned();
-    let mut targets: Vec<_> = own
-        .split_whitespace()
-        .filter(|address| address.contains('.'))
-        .map(|address| format!("{address}:{port}"))
-        .collect();
-    targets.extend((0..4).flat_map(|slot| {
-        let base = slot * 4;
-        [format!("10.219.0.{}:{port}", base + 1), format!("10.219.0.{}:8000", base + 2)]
-    }));
-    let targets: Vec<_> = targets.iter().map(String::as_str).collect();
-    server.run("network.py", &targets);
+    let port = port.to_string();
+    server.run("network.py", &[&port]);
     server.assert_nothing_left();
 }
 

@@ -299,8 +299,7 @@ impl Sandboxes {
         let keeps_memory = record.view().is_some_and(|view| {
             view.state == PublicState::Paused && view.pause_mode == Some(super::PauseMode::Full)
         });
-        let waking = matches!(record.state, State::Resuming { .. });
-        if !waking && !(record.spec.lifecycle.auto_resume && keeps_memory) {
+        if !(record.spec.lifecycle.auto_resume && keeps_memory) {
             return Err(paused);
         }
         let timeout = record.spec.create_timeout.max(AUTO_RESUME_AT_LEAST);

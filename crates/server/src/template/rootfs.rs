@@ -14,27 +14,78 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 /// Changes whenever this file would build something else.
-pub const RECIPE: &str = "debian12-1";
+pub const RECIPE: &str = "debian12-2";
 
 const SUITE: &str = "bookworm";
 /// Where a finished tree says which recipe it was built by.
 const MARK: &str = "etc/sandbase-recipe";
 
+/// `libnss-myhostname` makes a sandbox's own name and `*.localhost` resolve.
 const PACKAGES: &[&str] = &[
-    "bash", "build-essential", "bzip2", "ca-certificates", "coreutils", "curl", "file", "git",
-    "iproute2", "jq", "less", "nano", "ncurses-bin", "ncurses-term", "netcat-openbsd", "nodejs",
-    "npm", "openssh-client", "procps", "python-is-python3", "python3", "python3-pip",
-    "python3-venv", "rsync", "sqlite3", "sudo", "unzip", "wget", "xz-utils", "zip",
+    "bash",
+    "build-essential",
+    "bzip2",
+    "ca-certificates",
+    "coreutils",
+    "curl",
+    "file",
+    "git",
+    "iproute2",
+    "jq",
+    "less",
+    "libnss-myhostname",
+    "lsof",
+    "nano",
+    "ncurses-bin",
+    "ncurses-term",
+    "netcat-openbsd",
+    "nodejs",
+    "npm",
+    "openssh-client",
+    "procps",
+    "psmisc",
+    "python-is-python3",
+    "python3",
+    "python3-pip",
+    "python3-venv",
+    "rsync",
+    "sqlite3",
+    "sudo",
+    "unzip",
+    "vim-tiny",
+    "wget",
+    "xz-utils",
+    "zip",
 ];
 
 /// Files written into the tree: path, mode, content.
 const FILES: &[(&str, u32, &str)] = &[
-    ("etc/resolv.conf", 0o644, "nameserver 1.1.1.1\nnameserver 8.8.8.8\n"),
+    (
+        "etc/resolv.conf",
+        0o644,
+        "nameserver 1.1.1.1\nnameserver 8.8.8.8\n",
+    ),
     ("etc/hostname", 0o644, "sandbox\n"),
-    ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
-    ("etc/sudoers.d/user", 0o440, "user ALL=(ALL:ALL) NOPASSWD: ALL\n"),
-    ("etc/profile.d/sandbase.sh", 0o644, "export LANG=${LANG:-C.UTF-8}\n"),
-    (".e2b", 0o644, "ENV_ID=base\nTEMPLATE_ID=base\nBUILD_ID=base\n"),
+    (
+        "etc/hosts",
+        0o644,
+        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
+    ),
+    (
+        "etc/sudoers.d/user",
+        0o440,
+        "user ALL=(ALL:ALL) NOPASSWD: ALL\n",
+    ),
+    (
+        "etc/profile.d/sandbase.sh",
+        0o644,
+        "export LANG=${LANG:-C.UTF-8}\n",
+    ),
+    (
+        ".e2b",
+        0o644,
+        "ENV_ID=base\nTEMPLATE_ID=base\nBUILD_ID=base\n",
+    ),
 ];
 
 /// Why the tree could not be built. What was built so far is removed at the next try.
@@ -79,7 +130,8 @@ pub async fn build(
         return Ok(());
     }
     let partial = dest.with_extension("partial");
-    for leftover in [&partial, &dest.to_owned()] {
+    let outdated = dest.with_extension("outdated");
+    for leftover in [&partial, &outdated] {
         if leftover.exists() {
             fs::remove_dir_all(leftover).map_err(io_error("remove", leftover))?;
         }
@@ -92,7 +144,15 @@ pub async fn build(
     customise(&partial)?;
     let directory = File::open(&partial).map_err(io_error("open", &partial))?;
     rustix::fs::syncfs(&directory).map_err(|error| io_error("sync", &partial)(error.into()))?;
-    fs::rename(&partial, dest).map_err(io_error("rename to", dest))
+    // A tree of another recipe stays until this one can take its place.
+    if dest.exists() {
+        fs::rename(dest, &outdated).map_err(io_error("move away", dest))?;
+    }
+    fs::rename(&partial, dest).map_err(io_error("rename to", dest))?;
+    if outdated.exists() {
+        fs::remove_dir_all(&outdated).map_err(io_error("remove", &outdated))?;
+    }
+    Ok(())
 }
 
 async fn bootstrap(
@@ -134,26 +194,60 @@ async fn bootstrap(
     if status.success() {
         return Ok(());
     }
-    Err(RootfsError::Failed { status, last_lines: last_lines.join(" | ") })
+    Err(RootfsError::Failed {
+        status,
+        last_lines: last_lines.join(" | "),
+    })
 }
 
 fn customise(root: &Path) -> Result<(), RootfsError> {
     for (name, mode, content) in FILES {
         let path = root.join(name);
         // Some are links in a fresh tree; what they point to must not be written.
-        if path.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+        if path
+            .symlink_metadata()
+            .is_ok_and(|found| found.is_symlink())
+        {
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
         }
         fs::write(&path, content).map_err(io_error("write", &path))?;
         set_mode(&path, *mode)?;
     }
-    for directory in ["code", "usr/local"] {
-        let path = root.join(directory);
-        fs::create_dir_all(&path).map_err(io_error("create", &path))?;
-        set_mode(&path, 0o777)?;
+    let code = root.join("code");
+    fs::create_dir_all(&code).map_err(io_error("create", &code))?;
+    open_to_everybody(&code)?;
+    // `pip install` and `npm install -g` of the ordinary user go there.
+    open_to_everybody(&root.join("usr/local"))?;
+    // A sandbox is its user's own machine: Debian's pip would install nothing outside of a venv.
+    let libraries = root.join("usr/lib");
+    for entry in fs::read_dir(&libraries).map_err(io_error("list", &libraries))? {
+        let path = entry
+            .map_err(io_error("list", &libraries))?
+            .path()
+            .join("EXTERNALLY-MANAGED");
+        if path.exists() {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
     }
     let mark = root.join(MARK);
     fs::write(&mark, RECIPE).map_err(io_error("write", &mark))
+}
+
+/// Makes a folder and all folders below it writable for every user.
+fn open_to_everybody(folder: &Path) -> Result<(), RootfsError> {
+    set_mode(folder, 0o777)?;
+    for entry in fs::read_dir(folder).map_err(io_error("list", folder))? {
+        let entry = entry.map_err(io_error("list", folder))?;
+        // Links are left alone: what they point to may lie outside.
+        if entry
+            .file_type()
+            .map_err(io_error("look at", folder))?
+            .is_dir()
+        {
+            open_to_everybody(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), RootfsError> {
