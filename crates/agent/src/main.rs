@@ -62,6 +62,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), server::BoxError> {
     host::memory::keep_small();
+    process::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(HELPER_THREADS)

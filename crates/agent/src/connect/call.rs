@@ -167,6 +167,16 @@ where
     }
 }
 
+/// Runs file work on a helper thread.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RpcError> + Send + 'static,
+) -> Result<T, RpcError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(RpcError::internal(error.to_string())),
+    }
+}
+
 /// An error in the shape the kind of call demands: HTTP status, or 200 and a last envelope.
 pub(crate) fn refuse(format: Format, error: &RpcError) -> Response<Body> {
     if format.enveloped {

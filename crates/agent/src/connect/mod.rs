@@ -12,6 +12,8 @@ mod codec;
 mod error;
 pub(crate) mod json;
 
-pub(crate) use call::{Caller, Frames, Messages, client_stream, refuse, server_stream, unary};
+pub(crate) use call::{
+    Caller, Frames, Messages, blocking, client_stream, refuse, server_stream, unary,
+};
 pub(crate) use codec::{Codec, Format, end_of_stream};
 pub(crate) use error::{Code, RpcError};

@@ -46,7 +46,7 @@ pub(crate) async fn download(
     agent: Arc<Agent>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Failed> {
-    let query = Query::parse(&request)?;
+    let query = Query::parse(request.uri())?;
     let user = query.authorize(&agent, request.headers(), Operation::Read)?;
     let path = query::resolve(&agent, query.path.as_deref().unwrap_or_default(), &user)?;
     let opened = tokio::task::spawn_blocking({

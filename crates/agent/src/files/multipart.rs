@@ -20,8 +20,8 @@ pub(crate) struct Part {
 }
 
 /// A multipart body, read part by part.
-pub(crate) struct Multipart {
-    body: UploadBody,
+pub(crate) struct Multipart<'a> {
+    body: UploadBody<'a>,
     buffer: BytesMut,
     /// `\r\n--boundary`.
     delimiter: Finder<'static>,
@@ -38,9 +38,9 @@ enum Position {
     End,
 }
 
-impl Multipart {
+impl<'a> Multipart<'a> {
     /// Starts before the first part.
-    pub(crate) fn new(body: UploadBody, boundary: &str) -> Self {
+    pub(crate) fn new(body: UploadBody<'a>, boundary: &str) -> Self {
         let delimiter = Finder::new(&format!("\r\n--{boundary}")).into_owned();
         // The first delimiter may come without the line break that belongs to the others.
         Self {

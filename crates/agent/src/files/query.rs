@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Uri};
 use sha2::{Digest, Sha256};
 
 use crate::agent::Agent;
@@ -32,10 +32,10 @@ pub(crate) enum Operation {
 }
 
 impl Query {
-    /// Reads the parameters of a request.
-    pub(crate) fn parse<B>(request: &Request<B>) -> Result<Self, Failed> {
+    /// Reads the parameters of an address.
+    pub(crate) fn parse(uri: &Uri) -> Result<Self, Failed> {
         let mut query = Self::default();
-        for pair in request.uri().query().unwrap_or_default().split('&') {
+        for pair in uri.query().unwrap_or_default().split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decode(value);
             match percent_decode(key).as_str() {
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     fn query(uri: &str) -> Query {
-        Query::parse(&Request::builder().uri(uri).body(()).unwrap()).unwrap()
+        Query::parse(&uri.parse().unwrap()).unwrap()
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
@@ -11,7 +12,7 @@ use super::attributes;
 use super::multipart::{self, Multipart};
 use super::query::{self, Operation, Query};
 use super::target::Target;
-use super::upload_body::UploadBody;
+use super::upload_body::{self, UploadBody};
 use crate::agent::Agent;
 use crate::paths;
 use crate::server::{Body, Failed, json};
@@ -53,22 +54,34 @@ pub(crate) async fn upload(
     agent: Arc<Agent>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Failed> {
-    let query = Query::parse(&request)?;
-    let user = query.authorize(&agent, request.headers(), Operation::Write)?;
-    let metadata = attributes::from_headers(request.headers()).map_err(Failed::bad_request)?;
-    let announced = request.body().size_hint().exact();
-    let path = query.path.filter(|path| !path.is_empty());
+    let (head, mut incoming) = request.into_parts();
+    let written = receive(&agent, &head, &mut incoming).await;
+    // Who asks a watcher right after this call expects to find the upload.
+    agent.watchers.settle();
+    if written.is_err() {
+        upload_body::discard(&mut incoming).await;
+    }
+    Ok(json(StatusCode::OK, &written?))
+}
+
+async fn receive(
+    agent: &Arc<Agent>,
+    head: &Parts,
+    incoming: &mut Incoming,
+) -> Result<Vec<Written>, Failed> {
+    let query = Query::parse(&head.uri)?;
+    let user = query.authorize(agent, &head.headers, Operation::Write)?;
+    let metadata = attributes::from_headers(&head.headers).map_err(Failed::bad_request)?;
     let upload = Upload {
-        agent: Arc::clone(&agent),
+        agent: Arc::clone(agent),
         user,
-        path,
+        path: query.path.filter(|path| !path.is_empty()),
         metadata,
-        announced,
+        announced: incoming.size_hint().exact(),
     };
-    let content_type = content_type(request.headers());
-    let (head, incoming) = request.into_parts();
+    let content_type = content_type(&head.headers);
     let body = UploadBody::new(&head.headers, incoming)?;
-    let written = match content_type.split(';').next().unwrap_or_default().trim() {
+    match content_type.split(';').next().unwrap_or_default().trim() {
         "application/octet-stream" => upload.raw(body).await,
         kind if kind.starts_with("multipart/") => {
             let boundary = multipart::boundary(&content_type)
@@ -78,10 +91,7 @@ pub(crate) async fn upload(
         kind => Err(Failed::bad_request(format!(
             "unsupported content type: {kind}"
         ))),
-    };
-    // Who asks a watcher right after this call expects to find the upload.
-    agent.watchers.settle();
-    Ok(json(StatusCode::OK, &written?))
+    }
 }
 
 fn content_type(headers: &HeaderMap) -> String {
@@ -96,7 +106,7 @@ fn content_type(headers: &HeaderMap) -> String {
 }
 
 impl Upload {
-    async fn raw(&self, mut body: UploadBody) -> Result<Vec<Written>, Failed> {
+    async fn raw(&self, mut body: UploadBody<'_>) -> Result<Vec<Written>, Failed> {
         let Some(path) = &self.path else {
             let message = "path query parameter is required for raw body upload";
             return Err(Failed::bad_request(message));
@@ -110,7 +120,7 @@ impl Upload {
         Ok(vec![Written::new(path, metadata)])
     }
 
-    async fn multipart(&self, mut parts: Multipart) -> Result<Vec<Written>, Failed> {
+    async fn multipart(&self, mut parts: Multipart<'_>) -> Result<Vec<Written>, Failed> {
         let mut written: Vec<Written> = Vec::new();
         while let Some(part) = parts.next_part().await? {
             if part.field.as_deref() != Some("file") {

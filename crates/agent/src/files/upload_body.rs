@@ -13,19 +13,21 @@ use crate::server::Failed;
 
 /// Longest silence within an upload.
 const IDLE_LIMIT: Duration = Duration::from_secs(100);
+/// Time for the rest of a refused upload.
+const DISCARD_LIMIT: Duration = Duration::from_secs(10);
 /// Compressed bytes taken at once: a thousand times as many may come out.
 const COMPRESSED_STEP: usize = 4 * 1024;
 
 /// Plain bytes of a request.
-pub(crate) struct UploadBody {
-    incoming: Incoming,
+pub(crate) struct UploadBody<'a> {
+    incoming: &'a mut Incoming,
     decoder: Option<MultiGzDecoder<Vec<u8>>>,
     compressed: Bytes,
 }
 
-impl UploadBody {
+impl<'a> UploadBody<'a> {
     /// Takes the body of a request with these headers.
-    pub(crate) fn new(headers: &HeaderMap, incoming: Incoming) -> Result<Self, Failed> {
+    pub(crate) fn new(headers: &HeaderMap, incoming: &'a mut Incoming) -> Result<Self, Failed> {
         let encoding = headers.get(header::CONTENT_ENCODING);
         let encoding = encoding.map_or(&b""[..], |value| value.as_bytes().trim_ascii());
         let decoder = match encoding.to_ascii_lowercase().as_slice() {
@@ -91,6 +93,15 @@ impl UploadBody {
         let plain = std::mem::take(decoder.get_mut());
         Ok((!plain.is_empty()).then(|| plain.into()))
     }
+}
+
+/// Reads and drops what is left of a refused upload.
+///
+/// Closing with bytes unread resets the connection, and the client may never see why. What takes
+/// too long is cut all the same.
+pub(crate) async fn discard(incoming: &mut Incoming) {
+    let all = async { while let Some(Ok(_)) = incoming.frame().await {} };
+    let _cut = tokio::time::timeout(DISCARD_LIMIT, all).await;
 }
 
 fn decode(decoder: &mut MultiGzDecoder<Vec<u8>>, compressed: &[u8]) -> io::Result<Bytes> {

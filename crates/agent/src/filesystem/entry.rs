@@ -14,11 +14,11 @@ impl EntryInfo {
     /// Describes the file at `path`, without following a link at its end.
     pub(crate) fn read(path: &str, names: &Names) -> io::Result<Self> {
         let link = fs::symlink_metadata(path)?;
-        Ok(Self::describe(path, &link, names))
+        Ok(Self::describe(Path::new(path), path, &link, names))
     }
 
-    /// Describes a file whose own metadata is known.
-    pub(crate) fn describe(path: &str, link: &Metadata, names: &Names) -> Self {
+    /// Describes a file whose own metadata is known; `shown` is its path for the client.
+    pub(crate) fn describe(path: &Path, shown: &str, link: &Metadata, names: &Names) -> Self {
         // What a link leads to; `None` for links that lead nowhere.
         let target = if link.is_symlink() {
             fs::metadata(path).ok()
@@ -28,15 +28,15 @@ impl EntryInfo {
         let symlink_target = link.is_symlink().then(|| {
             let resolved = fs::canonicalize(path);
             resolved.map_or_else(
-                |_| path.to_owned(),
+                |_| shown.to_owned(),
                 |full| full.to_string_lossy().into_owned(),
             )
         });
         let modified = (link.mtime(), link.mtime_nsec());
         Self {
-            name: paths::base_name(path),
+            name: paths::base_name(shown),
             kind: target.as_ref().map_or(FileType::Unspecified, file_type) as i32,
-            path: path.to_owned(),
+            path: shown.to_owned(),
             size: i64::try_from(link.size()).unwrap_or(i64::MAX),
             mode: target.map_or(0, |target| target.mode() & 0o777),
             permissions: permissions(link),
@@ -47,7 +47,7 @@ impl EntryInfo {
                 nanos: i32::try_from(modified.1).unwrap_or_default(),
             }),
             symlink_target,
-            metadata: attributes::read(Path::new(path)),
+            metadata: attributes::read(path),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::messages::{
     EntryInfo, EntryResponse, ListDirRequest, ListDirResponse, MoveRequest, Nothing, PathRequest,
 };
 use crate::agent::Agent;
-use crate::connect::{Caller, Code, RpcError};
+use crate::connect::{Caller, Code, RpcError, blocking};
 use crate::files::directories::{self, CreateError};
 use crate::users::Names;
 
@@ -139,7 +139,7 @@ pub(crate) async fn list_dir(
             )));
         }
         let mut entries = Vec::new();
-        walk(&path, depth, &Names::load(), &mut entries).map_err(|error| {
+        walk(Path::new(&path), &path, depth, &Names::load(), &mut entries).map_err(|error| {
             RpcError::internal(format!("error reading directory {path}: {error}"))
         })?;
         Ok(entries)
@@ -151,9 +151,11 @@ pub(crate) async fn list_dir(
     Ok(ListDirResponse { entries })
 }
 
-/// Pre-order, by byte within each directory; links are listed and not entered.
+/// Pre-order, by byte within each directory; links are listed and not entered. `shown` is the path
+/// for the client, which differs from the real one where that is not UTF-8.
 fn walk(
-    directory: &str,
+    directory: &Path,
+    shown: &str,
     depth: u32,
     names: &Names,
     entries: &mut Vec<EntryInfo>,
@@ -163,18 +165,19 @@ fn walk(
         children.push(child?.file_name());
     }
     children.sort_unstable();
-    let prefix = directory.trim_end_matches('/');
+    let prefix = shown.trim_end_matches('/');
     for name in children {
-        let path = format!("{prefix}/{}", name.to_string_lossy());
+        let path = directory.join(&name);
+        let shown = format!("{prefix}/{}", name.to_string_lossy());
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
             // Gone since the directory was read.
             Err(error) if is_missing(&error) => continue,
             Err(error) => return Err(error),
         };
-        entries.push(EntryInfo::describe(&path, &metadata, names));
+        entries.push(EntryInfo::describe(&path, &shown, &metadata, names));
         if depth > 1 && metadata.is_dir() {
-            match walk(&path, depth - 1, names, entries) {
+            match walk(&path, &shown, depth - 1, names, entries) {
                 Err(error) if !is_missing(&error) => return Err(error),
                 _ => {}
             }
@@ -200,14 +203,4 @@ pub(crate) fn is_missing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
     )
-}
-
-/// Runs file work on a helper thread.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RpcError> + Send + 'static,
-) -> Result<T, RpcError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(RpcError::internal(error.to_string())),
-    }
 }

@@ -4,6 +4,7 @@
 
 mod exit;
 mod fanout;
+mod limits;
 mod live;
 mod messages;
 mod pipes;
@@ -13,4 +14,5 @@ mod spawn;
 mod stream;
 mod table;
 
+pub(crate) use limits::raise_open_files;
 pub(crate) use table::Processes;

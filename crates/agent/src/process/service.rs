@@ -5,21 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::process::Signal;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::exit::ExitStatus;
 use super::live::{InputError, Process};
 use super::messages::{
-    CloseStdinRequest, ConnectRequest, Input, ListRequest, ListResponse, Nothing, ProcessConfig,
-    ProcessInfo, ProcessInput, ProcessSelector, Selector, SendInputRequest, SendSignalRequest,
-    StartRequest, StreamInput, StreamInputRequest, UpdateRequest,
+    CloseStdinRequest, ConnectRequest, Input, ListRequest, ListResponse, Nothing, Output,
+    ProcessConfig, ProcessInfo, ProcessInput, ProcessSelector, Selector, SendInputRequest,
+    SendSignalRequest, StartRequest, StreamInput, StreamInputRequest, UpdateRequest,
 };
 use super::pipes::{AgentEnds, Ends};
 use super::reaper::SignalError;
 use super::spawn::{Program, SpawnError};
 use super::stream::{Role, events};
 use crate::agent::Agent;
-use crate::connect::{Caller, Code, Codec, Frames, Messages, RpcError};
+use crate::connect::{Caller, Code, Codec, Frames, Messages, RpcError, blocking};
 use crate::users::{self, User};
 
 /// `PATH` of processes when the agent itself was started without.
@@ -59,23 +59,43 @@ pub(crate) async fn start(
         )));
     }
     let environment = environment(&agent, &user, &config);
-    let started = tokio::task::spawn_blocking({
+    let begin = begin(
+        Arc::clone(&agent),
+        caller.clone(),
+        request,
+        user,
+        directory,
+        environment,
+    );
+    // A task of its own: a client that leaves meanwhile leaves a running process behind, not one
+    // without owner.
+    let begun = tokio::spawn(begin).await;
+    let (process, output) = begun.map_err(|error| RpcError::internal(error.to_string()))??;
+    Ok(events(process, output, &caller, codec, Role::Starter))
+}
+
+async fn begin(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: StartRequest,
+    user: User,
+    directory: String,
+    environment: BTreeMap<String, String>,
+) -> Result<(Arc<Process>, mpsc::Receiver<Output>), RpcError> {
+    let config = request.process.clone().unwrap_or_default();
+    let started = blocking({
         let agent = Arc::clone(&agent);
         move || launch(&agent, &request, &user, &directory, &environment)
-    });
-    let started = started
-        .await
-        .map_err(|error| RpcError::internal(error.to_string()))??;
-
-    let tag = started.tag;
-    let stall_limit = agent.stall_limit;
-    let (process, outputs) = Process::new(started.pid, tag, config, started.ends, stall_limit);
+    })
+    .await?;
+    let (tag, ends) = (started.tag, started.ends);
+    let (process, outputs) = Process::new(started.pid, tag, config, ends, agent.stall_limit);
     // Before anything is read, so that the starter misses nothing.
     let output = process.fanout.subscribe(Arc::clone(&caller.hangup));
     agent
         .processes
         .adopt(&process, outputs, started.status, caller.deadline);
-    Ok(events(process, output, &caller, codec, Role::Starter))
+    Ok((process, output))
 }
 
 struct Started {

@@ -12,6 +12,7 @@ use std::ptr;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::limits;
 use crate::users::User;
 
 /// What the shell answers for a missing program, and for one it may not run.
@@ -182,6 +183,7 @@ struct Image<'a> {
     not_executable: CString,
     files: [RawFd; 3],
     terminal: bool,
+    open_files: Option<libc::rlimit>,
 }
 
 impl<'a> Image<'a> {
@@ -209,6 +211,7 @@ impl<'a> Image<'a> {
             not_executable: line("Permission denied"),
             files: files.map(AsRawFd::as_raw_fd),
             terminal,
+            open_files: limits::open_files(),
         }
     }
 
@@ -252,6 +255,9 @@ impl<'a> Image<'a> {
             libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
             libc::umask(UMASK);
             libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+            if let Some(limit) = &self.open_files {
+                libc::setrlimit(libc::RLIMIT_NOFILE, limit);
+            }
             let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
             if score >= 0 {
                 libc::write(score, OOM_SCORE.as_ptr().cast(), OOM_SCORE.count_bytes());

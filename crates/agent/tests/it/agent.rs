@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -45,25 +46,47 @@ impl Agent {
     }
 
     pub(crate) async fn start_with(arguments: &[&str]) -> Self {
+        loop {
+            let mut agent = Self::spawn(arguments);
+            let mut exited = false;
+            eventually("the agent to listen", async || {
+                exited = agent.child.try_wait().unwrap().is_some();
+                exited || agent.answers().await
+            })
+            .await;
+            // Somebody else took one of the ports meanwhile.
+            exited = exited || agent.child.try_wait().unwrap().is_some();
+            if !exited {
+                return agent;
+            }
+        }
+    }
+
+    /// Requests are answered once both ports are bound.
+    async fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(self.envd).await else {
+            return false;
+        };
+        let asked = stream
+            .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await;
+        asked.is_ok()
+            && stream
+                .read(&mut [0; 64])
+                .await
+                .is_ok_and(|length| length > 0)
+    }
+
+    fn spawn(arguments: &[&str]) -> Self {
         let (envd, host) = (free_address(), free_address());
         let child = Command::new(env!("CARGO_BIN_EXE_sandbase-agent"))
-            .args([
-                "--envd",
-                &envd.to_string(),
-                "--host-channel",
-                &host.to_string(),
-            ])
+            .args(["--envd", &envd.to_string()])
+            .args(["--host-channel", &host.to_string()])
             .args(["--host-peer", "127.0.0.1"])
             .args(arguments)
             .spawn()
             .unwrap();
-        let agent = Self { child, envd, host };
-        eventually("the agent to listen", async || {
-            TcpStream::connect(agent.envd).await.is_ok()
-                && TcpStream::connect(agent.host).await.is_ok()
-        })
-        .await;
-        agent
+        Self { child, envd, host }
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -149,6 +149,14 @@ async fn uploads_that_make_no_sense_are_refused() {
 }
 
 #[tokio::test]
+async fn a_refused_upload_is_read_to_its_end_and_the_connection_lives() {
+    let agent = Agent::start().await;
+    let answer = post(&agent, "/files?path=/tmp", &[OCTETS], vec![0; 8_000_000]).await;
+    assert_eq!(answer.json()["message"], "path is a directory: /tmp");
+    assert!(!answer.headers.contains_key("connection"));
+}
+
+#[tokio::test]
 async fn metadata_is_kept_shown_and_cleared() {
     let agent = Agent::start().await;
     // Not every temporary folder has extended attributes.

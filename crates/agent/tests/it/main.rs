@@ -1,9 +1,17 @@
 //! The real binary on loopback, spoken to over HTTP. Needs root, as the agent does.
 
+// The attribute tells lints that these are tests, helpers included.
+#[cfg(test)]
 mod agent;
+#[cfg(test)]
 mod files;
+#[cfg(test)]
 mod filesystem;
+#[cfg(test)]
 mod host;
+#[cfg(test)]
 mod process;
+#[cfg(test)]
 mod protocol;
+#[cfg(test)]
 mod watch;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::agent::{Agent, encode, eventually};
 
@@ -216,9 +218,6 @@ async fn a_second_subscriber_sees_what_comes_and_a_late_one_how_it_ended() {
     agent
         .call("/process.Process/CloseStdin", &by_pid(pid))
         .await;
-    agent
-        .call("/process.Process/CloseStdin", &by_pid(pid))
-        .await;
     assert_eq!(second.finish().await.end["status"], "exit status 0");
 
     let late = agent
@@ -299,6 +298,8 @@ async fn closing_stdin_releases_input_that_waits_for_room() {
     };
     let (written, _) = tokio::join!(agent.rpc("/process.Process/SendInput", &input), close);
     assert_eq!(written.json()["code"], "internal");
+    let again = agent.call("/process.Process/CloseStdin", &closed).await;
+    assert_eq!(again, json!({}));
 }
 
 /// Whether nothing more fits into the standard input of a process.
@@ -439,4 +440,40 @@ async fn many_short_processes_all_end() {
     });
     futures_util::future::join_all(runs).await;
     assert!(agent.live_pids().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_at_once_leaves_a_listed_process() {
+    let agent = Agent::start().await;
+    let payload = json!({"process": {"cmd": "sleep", "args": ["1000"]}}).to_string();
+    let mut stream = TcpStream::connect(agent.envd).await.unwrap();
+    let head = format!(
+        "POST /process.Process/Start HTTP/1.1\r\nhost: x\r\n\
+         content-type: application/connect+json\r\ncontent-length: {}\r\n\r\n",
+        payload.len() + 5
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+        .write_all(&[0, 0, 0, 0, u8::try_from(payload.len()).unwrap()])
+        .await
+        .unwrap();
+    stream.write_all(payload.as_bytes()).await.unwrap();
+    drop(stream);
+    eventually("the process", async || agent.live_pids().await.len() == 1).await;
+}
+
+#[tokio::test]
+async fn processes_get_the_limits_the_agent_was_started_with() {
+    let agent = Agent::start().await;
+    let limit = async |pid: &str| {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"))
+            .unwrap();
+        line.split_whitespace().nth(3).unwrap().to_owned()
+    };
+    let mut events = agent.shell("sleep 1000").await;
+    let pid = events.started().await;
+    assert_eq!(limit(&pid.to_string()).await, limit("self").await);
 }

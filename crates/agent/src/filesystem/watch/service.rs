@@ -6,12 +6,12 @@ use super::stream::WatchStream;
 use super::tree::Change;
 use super::{State, Watcher};
 use crate::agent::Agent;
-use crate::connect::{Caller, Codec, Frames, RpcError};
+use crate::connect::{Caller, Codec, Frames, RpcError, blocking};
 use crate::filesystem::messages::{
     CreateWatcherResponse, EntryInfo, EventType, FilesystemEvent, GetWatcherEventsResponse,
     Nothing, WatchRequest, WatcherRequest,
 };
-use crate::filesystem::service::{blocking, is_missing};
+use crate::filesystem::service::is_missing;
 use crate::users::Names;
 
 /// NFS, CIFS, SMB, SMB2 and FUSE: changes made elsewhere would not be seen.
