@@ -30,13 +30,27 @@ pub struct Check {
 /// and needs no open engine. Blocks for about a second.
 pub fn host_checks(config: &Config) -> Vec<Check> {
     let check = |name, remedy, result: Result<String, String>| match result {
-        Ok(detail) => Check { name, ok: true, detail, remedy: "" },
-        Err(detail) => Check { name, ok: false, detail, remedy },
+        Ok(detail) => Check {
+            name,
+            ok: true,
+            detail,
+            remedy: "",
+        },
+        Err(detail) => Check {
+            name,
+            ok: false,
+            detail,
+            remedy,
+        },
     };
     vec![
         check("root", "run sandbase as root", root()),
         check("kernel", "use Linux 5.15 or later", kernel()),
-        check("runsc", "run the set-up script, which installs gVisor", runsc(config)),
+        check(
+            "runsc",
+            "run the set-up script, which installs gVisor",
+            runsc(config),
+        ),
         check("ip", "install iproute2", tool("ip", &["-V"])),
         check("nft", "install nftables", tool("nft", &["--version"])),
         check("mke2fs", "install e2fsprogs", tool("mke2fs", &["-V"])),
@@ -68,7 +82,11 @@ pub fn host_checks(config: &Config) -> Vec<Check> {
              `iptables -I DOCKER-USER -i sb+ -j ACCEPT` and the same with `-o sb+`",
             firewall(),
         ),
-        check("space", "free some space or move the data directory", space(config)),
+        check(
+            "space",
+            "free some space or move the data directory",
+            space(config),
+        ),
     ]
 }
 
@@ -78,14 +96,27 @@ fn text(error: io::Error) -> String {
 
 fn root() -> Result<String, String> {
     let user = rustix::process::geteuid();
-    if user.is_root() { Ok("yes".to_owned()) } else { Err(format!("user {}", user.as_raw())) }
+    if user.is_root() {
+        Ok("yes".to_owned())
+    } else {
+        Err(format!("user {}", user.as_raw()))
+    }
 }
 
 fn kernel() -> Result<String, String> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
     let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
-    if (next(), next()) >= OLDEST_KERNEL { Ok(release) } else { Err(release) }
+    if (next(), next()) >= OLDEST_KERNEL {
+        Ok(release)
+    } else {
+        Err(release)
+    }
 }
 
 fn runsc(config: &Config) -> Result<String, String> {
@@ -97,11 +128,19 @@ fn runsc(config: &Config) -> Result<String, String> {
 }
 
 fn tool(name: &str, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(name).args(arguments).stdin(Stdio::null()).output().map_err(text)?;
+    let output = Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(text)?;
     // mke2fs tells its version on standard error.
     let mut words = output.stdout;
     words.extend_from_slice(&output.stderr);
-    Ok(String::from_utf8_lossy(&words).lines().next().unwrap_or_default().to_owned())
+    Ok(String::from_utf8_lossy(&words)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
 }
 
 fn controllers() -> Result<String, String> {
@@ -130,13 +169,18 @@ fn trial_disk(config: &Config) -> Result<String, String> {
             .map_err(|error| format!("mounting a disk and an overlay: {error}"))?;
         let file = rootfs.join("file");
         std::fs::write(&file, "").map_err(text)?;
-        rustix::fs::setxattr(&file, "user.sandbase", b"1", rustix::fs::XattrFlags::empty())
-            .map_err(|error| format!("setting a user attribute: {error}"))
+        rustix::fs::setxattr(
+            &file,
+            "user.sandbase",
+            b"1",
+            rustix::fs::XattrFlags::empty(),
+        )
+        .map_err(|error| format!("setting a user attribute: {error}"))
     };
     let result = attempt();
     // Nothing is removed recursively before it is certain that nothing is mounted below.
-    let cleaned = mounts::unmount_all(&rootfs)
-        .and_then(|()| mounts::unmount_all(&mounted))
+    let cleaned = mounts::unmount_and_remove(&rootfs)
+        .and_then(|()| mounts::unmount_and_remove(&mounted))
         .and_then(|()| loopdev::wait_released(&disk::image(&trial_disk)))
         .and_then(|()| match std::fs::remove_dir_all(&trial) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -144,24 +188,35 @@ fn trial_disk(config: &Config) -> Result<String, String> {
         });
     result?;
     cleaned.map_err(|error| format!("{} was left behind: {error}", trial.display()))?;
-    Ok(format!("loop devices, ext4, overlayfs and attributes work at {}", parent.display()))
+    Ok(format!(
+        "loop devices, ext4, overlayfs and attributes work at {}",
+        parent.display()
+    ))
 }
 
 /// Makes a namespace with a veth pair and a table as a sandbox's.
 fn trial_network() -> Result<String, String> {
     let path = PathBuf::from(format!("/run/sandbase-check-{}", std::process::id()));
     let attempt = netns::create(&path, || {
-        netns::run_tool("ip", &["-batch", "-"], "link add sbcheck0 type veth peer name sbcheck1\n")?;
+        netns::run_tool(
+            "ip",
+            &["-batch", "-"],
+            "link add sbcheck0 type veth peer name sbcheck1\n",
+        )?;
         netns::run_tool(
             "nft",
             &["-f", "-"],
-            "table ip sandbase { chain postrouting {
-               type nat hook postrouting priority srcnat; oifname \"sbcheck0\" masquerade
-             } chain forward {
-               type filter hook forward priority filter;
-               ct state established accept
-               iifname \"sbcheck0\" reject with icmp admin-prohibited
-             } }",
+            "table ip sandbase {
+               chain postrouting {
+                 type nat hook postrouting priority srcnat
+                 oifname sbcheck0 masquerade
+               }
+               chain forward {
+                 type filter hook forward priority filter
+                 ct state established accept
+                 iifname sbcheck0 reject with icmp admin-prohibited
+               }
+             }",
         )
     });
     let cleaned = netns::remove(&path);
@@ -175,12 +230,20 @@ fn forwarding() -> Result<String, String> {
     let value = std::fs::read_to_string(key).map_err(text)?;
     // Writing what is there changes nothing and tells whether it can be written.
     std::fs::write(key, &value).map_err(|error| format!("{key}: {error}"))?;
-    Ok(if value.trim() == "1" { "on" } else { "off; the server turns it on" }.to_owned())
+    Ok(if value.trim() == "1" {
+        "on"
+    } else {
+        "off; the server turns it on"
+    }
+    .to_owned())
 }
 
 /// Another table that drops forwarded packets has the last word over ours, unless it names us.
 fn firewall() -> Result<String, String> {
-    let output = Command::new("nft").args(["list", "ruleset"]).stdin(Stdio::null()).output();
+    let output = Command::new("nft")
+        .args(["list", "ruleset"])
+        .stdin(Stdio::null())
+        .output();
     let rules = String::from_utf8_lossy(&output.map_err(text)?.stdout).into_owned();
     let drops = |line: &str| line.contains("hook forward") && line.contains("policy drop");
     let names_us = |line: &str| line.contains("\"sb*\"") && line.contains("accept");
@@ -196,5 +259,9 @@ fn space(config: &Config) -> Result<String, String> {
         .map_err(|error| error.to_string())?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let detail = format!("{} GiB free for {}", free >> 30, config.data_dir.display());
-    if free < LITTLE_SPACE { Err(detail) } else { Ok(detail) }
+    if free < LITTLE_SPACE {
+        Err(detail)
+    } else {
+        Ok(detail)
+    }
 }

@@ -35,7 +35,10 @@ impl Gvisor {
         .await
         .map_err(failed(format!("clean up after {id}")))?;
         self.live().remove(id);
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.work
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
         Ok(())
     }
 
@@ -87,8 +90,8 @@ fn still_there(id: &ExecutionId, limit: Duration) -> EngineError {
 
 /// Takes the mounts, the loop device and the network away.
 fn release(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
-    mounts::unmount_all(&directory.rootfs())?;
-    mounts::unmount_all(&directory.disk_mount())?;
+    mounts::unmount_and_remove(&directory.rootfs())?;
+    mounts::unmount_and_remove(&directory.disk_mount())?;
     // Mounts that nothing of this version makes: whatever it is, it must not be deleted into.
     for point in mounts::below(directory.path())? {
         mounts::unmount_all(&point)?;
@@ -147,9 +150,6 @@ fn forget_state(paths: &Paths, id: &ExecutionId) -> io::Result<()> {
 /// Removes the directory file by file: a mount that is still there makes this fail, where a
 /// recursive removal would empty the sandbox's disk.
 fn remove_directory(directory: &ExecutionDir) -> io::Result<()> {
-    for child in [directory.disk_mount(), directory.rootfs()] {
-        remove_empty(&child)?;
-    }
     remove_file(&directory.oci_spec())?;
     remove_empty(&directory.bundle())?;
     let Ok(entries) = std::fs::read_dir(directory.path()) else {

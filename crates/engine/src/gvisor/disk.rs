@@ -131,8 +131,7 @@ pub(super) fn changed_since(
         std::fs::create_dir_all(&target)?;
         let changed = mounts::mount_disk(&image(disk), &target, Access::ReadOnly)
             .and_then(|()| tree_changed_since(&target.join("upper"), instant));
-        mounts::unmount_all(&target)?;
-        std::fs::remove_dir(&target)?;
+        mounts::unmount_and_remove(&target)?;
         loopdev::wait_released(&image(disk))?;
         changed
     };

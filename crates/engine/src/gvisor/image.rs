@@ -74,7 +74,10 @@ impl ImageRecord {
 /// sentry keeps those of a failed checkpoint open for some time, and the disk may be full.
 pub(super) fn discard(image: &Path) {
     for entry in std::fs::read_dir(image).into_iter().flatten().flatten() {
-        let cut = std::fs::OpenOptions::new().write(true).truncate(true).open(entry.path());
+        let cut = std::fs::OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(entry.path());
         if let Err(error) = cut.and_then(|_| std::fs::remove_file(entry.path())) {
             tracing::warn!(%error, "a file of an incomplete memory image was left behind");
         }

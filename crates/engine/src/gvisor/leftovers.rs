@@ -20,15 +20,11 @@ pub(super) fn slots_in_use(paths: &Paths) -> HashSet<u32> {
 
 /// Ends looks at disks that an earlier server did not finish.
 pub(super) fn clear_inspections(paths: &Paths) -> std::io::Result<()> {
-    for point in mounts::below(&paths.inspect_dir())? {
-        mounts::unmount_all(&point)?;
-    }
     let Ok(entries) = std::fs::read_dir(paths.inspect_dir()) else {
         return Ok(());
     };
     for entry in entries {
-        // Fails for a mount point, which then stays for a person to look at.
-        std::fs::remove_dir(entry?.path())?;
+        mounts::unmount_and_remove(&entry?.path())?;
     }
     Ok(())
 }

@@ -83,7 +83,11 @@ pub enum OpenError {
     },
 }
 
-/// Runs executions with gVisor. Dropping it leaves all executions running, for the next one to
+/// Runs executions with gVisor.
+///
+/// An execution of an earlier server must be [adopted](Engine::adopt) before anything but
+/// [`destroy`](Engine::destroy) is asked of it; until then it counts as unknown, and
+/// [`exited`](Engine::exited) answers at once. Dropping the engine leaves all executions running, for the next one to
 /// adopt, and removes the network slots prepared in advance.
 pub struct Gvisor {
     config: Config,

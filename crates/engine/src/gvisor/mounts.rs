@@ -90,6 +90,20 @@ fn escape(path: &Path, options: &mut Vec<u8>) {
     }
 }
 
+/// Unmounts all that is mounted at `target` and removes this directory, which must be a mount point
+/// or empty. A missing one is success. When this fails, nothing below a mount was removed.
+///
+/// A program that unshares its mount namespace (`unshare -m`, some containers) takes copies of all
+/// mounts of the host with it and would keep filesystem and device alive for as long as it likes.
+/// Removing the mount point makes the kernel take it away in all other namespaces, too.
+pub(super) fn unmount_and_remove(target: &Path) -> io::Result<()> {
+    unmount_all(target)?;
+    match std::fs::remove_dir(target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Unmounts all that is mounted at `target`; nothing mounted, or no such directory, is success.
 /// When this fails the mount is still there.
 pub(super) fn unmount_all(target: &Path) -> io::Result<()> {

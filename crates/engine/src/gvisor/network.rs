@@ -109,6 +109,9 @@ pub(super) fn create(config: &Config, paths: &Paths, slot: u32) -> io::Result<()
     netns::create(&inner, no_ipv6)?;
     netns::create(&gateway, || {
         no_ipv6()?;
+        // A connection closed after its guest died would keep the namespace alive for minutes of
+        // retransmissions: three take as many seconds.
+        std::fs::write("/proc/sys/net/ipv4/tcp_orphan_retries", "3")?;
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
     })?;
 

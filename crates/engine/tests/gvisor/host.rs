@@ -38,18 +38,39 @@ impl Host {
             rootfs.display()
         );
         let engine = open(config.clone());
-        let guard = Guard { engine: Some(engine.clone()), tag: tag_of(&config) };
-        Self { engine, guard, config, folder, rootfs }
+        let guard = Guard {
+            engine: Some(engine.clone()),
+            tag: tag_of(&config),
+        };
+        Self {
+            engine,
+            guard,
+            config,
+            folder,
+            rootfs,
+        }
     }
 
     /// Drops the engine as a server's end does, and opens another one on the same directory.
     pub(crate) fn restart(self) -> Self {
-        let Self { engine, mut guard, config, folder, rootfs } = self;
+        let Self {
+            engine,
+            mut guard,
+            config,
+            folder,
+            rootfs,
+        } = self;
         guard.engine = None;
         drop(engine);
         let engine = open(config.clone());
         guard.engine = Some(engine.clone());
-        Self { engine, guard, config, folder, rootfs }
+        Self {
+            engine,
+            guard,
+            config,
+            folder,
+            rootfs,
+        }
     }
 
     /// The tag that all names of this host carry.
@@ -180,7 +201,12 @@ impl Host {
             self.engine.destroy(&found.id).await.unwrap();
         }
         let tag = self.tag();
-        let Self { engine, mut guard, folder, .. } = self;
+        let Self {
+            engine,
+            mut guard,
+            folder,
+            ..
+        } = self;
         guard.engine = None;
         drop(engine);
         traces::none_within(&tag, folder.path(), PATIENCE);
@@ -221,7 +247,10 @@ fn tag_of(config: &Config) -> String {
 fn open(config: Config) -> Arc<Gvisor> {
     let engine = Gvisor::open(config).unwrap_or_else(|error| {
         use std::error::Error;
-        panic!("the engine cannot be opened (these tests need root): {error}: {:?}", error.source())
+        panic!(
+            "the engine cannot be opened (these tests need root): {error}: {:?}",
+            error.source()
+        )
     });
     Arc::new(engine)
 }

@@ -14,7 +14,9 @@ struct Tiny<'a>(&'a Path);
 impl<'a> Tiny<'a> {
     fn mount(path: &'a Path) -> Self {
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=1m", "tiny"]).arg(path);
+        mount
+            .args(["-t", "tmpfs", "-o", "size=1m", "tiny"])
+            .arg(path);
         assert!(mount.status().unwrap().success());
         Self(path)
     }
@@ -30,7 +32,8 @@ impl Drop for Tiny<'_> {
 async fn a_checkpoint_without_space_leaves_the_guest_as_it_was() {
     let host = Host::new();
     let spec = host.boot("disk").await;
-    host.run(&spec.id, "x = os.urandom(50 << 20); y = hash(x)").await;
+    host.run(&spec.id, "x = os.urandom(50 << 20); y = hash(x)")
+        .await;
     let small = host.directory("small");
     let tiny = Tiny::mount(&small);
     host.engine.freeze(&spec.id).await.unwrap();
@@ -82,10 +85,17 @@ async fn an_image_of_another_build_is_refused_by_name() {
     let unknown = BuildId("0123456789abcdef0123456789abcdef".to_owned());
     assert!(!host.engine.has_build(&unknown));
     assert!(!host.engine.has_build(&BuildId("../engines".to_owned())));
-    let other = ExecutionSpec { build: unknown.clone(), ..spec.clone() };
+    let other = ExecutionSpec {
+        build: unknown.clone(),
+        ..spec.clone()
+    };
     let error = host.try_restore(&other, &image).await.unwrap_err();
     assert!(!error.guest_may_have_run);
-    assert!(error.source.to_string().contains(&unknown.0), "{}", error.source);
+    assert!(
+        error.source.to_string().contains(&unknown.0),
+        "{}",
+        error.source
+    );
 
     // The image says that another build wrote it.
     let record = image.join("engine.json");
@@ -93,7 +103,11 @@ async fn an_image_of_another_build_is_refused_by_name() {
     std::fs::write(&record, text.replace(&spec.build.0, &unknown.0)).unwrap();
     let error = host.try_restore(&spec, &image).await.unwrap_err();
     assert!(!error.guest_may_have_run);
-    assert!(error.source.to_string().contains(&unknown.0), "{}", error.source);
+    assert!(
+        error.source.to_string().contains(&unknown.0),
+        "{}",
+        error.source
+    );
     // Nothing was used up: put right, it restores.
     std::fs::write(&record, text).unwrap();
     host.restore(&spec, &image).await;
@@ -111,7 +125,10 @@ async fn an_upgrade_of_runsc_strands_no_image() {
     let newer = host.path("runsc");
     std::fs::copy(&config(&host.path("data")).runsc, &newer).unwrap();
     use std::io::Write;
-    let mut file = std::fs::OpenOptions::new().append(true).open(&newer).unwrap();
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&newer)
+        .unwrap();
     file.write_all(b"newer").unwrap();
     drop(file);
     host.config.runsc = newer;
@@ -121,7 +138,10 @@ async fn an_upgrade_of_runsc_strands_no_image() {
     let again = host.restore(&spec, &image).await;
     assert_eq!(host.engine.build_of(&again.id).unwrap().id, spec.build);
     let fresh = host.boot("fresh").await;
-    assert_eq!(host.engine.build_of(&fresh.id).unwrap(), *host.engine.build());
+    assert_eq!(
+        host.engine.build_of(&fresh.id).unwrap(),
+        *host.engine.build()
+    );
     host.close().await;
 }
 

@@ -17,9 +17,15 @@ async fn destruction_leaves_nothing_and_may_be_repeated() {
     let spec = host.boot("disk").await;
     host.engine.destroy(&spec.id).await.unwrap();
     let left = traces::all(&host.tag(), &host.path(""));
-    let of_it: Vec<_> = left.iter().filter(|trace| trace.contains(spec.id.as_str())).collect();
+    let of_it: Vec<_> = left
+        .iter()
+        .filter(|trace| trace.contains(spec.id.as_str()))
+        .collect();
     assert!(of_it.is_empty(), "left behind: {of_it:#?}");
-    assert!(!left.iter().any(|trace| trace.starts_with("loop")), "{left:#?}");
+    assert!(
+        !left.iter().any(|trace| trace.starts_with("loop")),
+        "{left:#?}"
+    );
     host.engine.destroy(&spec.id).await.unwrap();
     host.engine.destroy(&ExecutionId::random()).await.unwrap();
     let error = host.engine.freeze(&spec.id).await.unwrap_err();
@@ -38,12 +44,21 @@ async fn a_new_server_adopts_what_runs() {
     let mut found = host.engine.find().await.unwrap();
     found.sort_by_key(|one| one.id.clone());
     let mut expected = vec![
-        Found { id: running.id.clone(), status: ExecutionStatus::Running },
-        Found { id: frozen.id.clone(), status: ExecutionStatus::Frozen },
+        Found {
+            id: running.id.clone(),
+            status: ExecutionStatus::Running,
+        },
+        Found {
+            id: frozen.id.clone(),
+            status: ExecutionStatus::Frozen,
+        },
     ];
     expected.sort_by_key(|one| one.id.clone());
     assert_eq!(found, expected);
-    assert!(host.engine.dial(&running.id, 9000).await.is_err(), "not adopted yet");
+    assert!(
+        host.engine.dial(&running.id, 9000).await.is_err(),
+        "not adopted yet"
+    );
     host.engine.adopt(&running.id).await.unwrap();
     host.engine.adopt(&frozen.id).await.unwrap();
     assert_eq!(host.run(&running.id, "r = x").await, json!("kept"));
@@ -66,9 +81,14 @@ async fn a_new_server_adopts_what_runs() {
 async fn a_killed_engine_is_noticed_and_its_disk_survives() {
     let host = Host::new();
     let spec = host.boot("disk").await;
-    host.run(&spec.id, "open('/root/f', 'w').write('kept'); os.sync()").await;
+    host.run(&spec.id, "open('/root/f', 'w').write('kept'); os.sync()")
+        .await;
     let pid = format!("/run/sandbase/{}/executions/{}/pid", host.tag(), spec.id);
-    let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    let pid: i32 = std::fs::read_to_string(pid)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     // Watched by one that adopted it.
     let host = host.restart();
     host.engine.adopt(&spec.id).await.unwrap();
@@ -82,12 +102,24 @@ async fn a_killed_engine_is_noticed_and_its_disk_survives() {
     drop(exited);
 
     let found = host.engine.find().await.unwrap();
-    assert_eq!(found, [Found { id: spec.id.clone(), status: ExecutionStatus::Dead }]);
+    assert_eq!(
+        found,
+        [Found {
+            id: spec.id.clone(),
+            status: ExecutionStatus::Dead
+        }]
+    );
     host.engine.destroy(&spec.id).await.unwrap();
-    let again = ExecutionSpec { id: ExecutionId::random(), ..spec };
+    let again = ExecutionSpec {
+        id: ExecutionId::random(),
+        ..spec
+    };
     host.engine.start(&again, StartFrom::Boot).await.unwrap();
     host.answers(&again.id).await;
-    assert_eq!(host.run(&again.id, "r = open('/root/f').read()").await, json!("kept"));
+    assert_eq!(
+        host.run(&again.id, "r = open('/root/f').read()").await,
+        json!("kept")
+    );
     host.close().await;
 }
 
@@ -107,13 +139,27 @@ async fn a_failed_start_leaves_nothing() {
     host.config.init = vec!["/no/such/program".to_owned()];
     let host = host.restart();
     let spec = host.spec("disk");
-    host.engine.create_disk(&spec.disk, spec.limits.disk_bytes).await.unwrap();
+    host.engine
+        .create_disk(&spec.disk, spec.limits.disk_bytes)
+        .await
+        .unwrap();
     let error = host.engine.start(&spec, StartFrom::Boot).await.unwrap_err();
-    assert!(error.source.to_string().contains("/no/such/program"), "{}", error.source);
+    assert!(
+        error.source.to_string().contains("/no/such/program"),
+        "{}",
+        error.source
+    );
     assert!(host.engine.find().await.unwrap().is_empty());
 
-    let missing = ExecutionSpec { disk: host.path("no-disk"), ..spec.clone() };
-    let error = host.engine.start(&missing, StartFrom::Boot).await.unwrap_err();
+    let missing = ExecutionSpec {
+        disk: host.path("no-disk"),
+        ..spec.clone()
+    };
+    let error = host
+        .engine
+        .start(&missing, StartFrom::Boot)
+        .await
+        .unwrap_err();
     assert!(!error.guest_may_have_run);
     assert!(host.engine.find().await.unwrap().is_empty());
     host.close().await;
@@ -123,9 +169,18 @@ async fn a_failed_start_leaves_nothing() {
 async fn an_id_in_use_is_refused_and_not_disturbed() {
     let host = Host::new();
     let spec = host.boot("disk").await;
-    let second = ExecutionSpec { disk: host.path("second"), ..spec.clone() };
-    host.engine.create_disk(&second.disk, second.limits.disk_bytes).await.unwrap();
-    host.engine.start(&second, StartFrom::Boot).await.unwrap_err();
+    let second = ExecutionSpec {
+        disk: host.path("second"),
+        ..spec.clone()
+    };
+    host.engine
+        .create_disk(&second.disk, second.limits.disk_bytes)
+        .await
+        .unwrap();
+    host.engine
+        .start(&second, StartFrom::Boot)
+        .await
+        .unwrap_err();
     host.answers(&spec.id).await;
     host.close().await;
 }
@@ -134,11 +189,17 @@ async fn an_id_in_use_is_refused_and_not_disturbed() {
 async fn half_started_executions_are_found_and_destroyed() {
     let host = Host::new();
     let spec = host.spec("disk");
-    host.engine.create_disk(&spec.disk, spec.limits.disk_bytes).await.unwrap();
+    host.engine
+        .create_disk(&spec.disk, spec.limits.disk_bytes)
+        .await
+        .unwrap();
     // Cut off at some point, as by the end of the server: nothing is cleaned up then.
     let mut cut = 0;
     for delay in [0, 5, 15, 40, 80, 120, 180] {
-        let spec = ExecutionSpec { id: ExecutionId::random(), ..spec.clone() };
+        let spec = ExecutionSpec {
+            id: ExecutionId::random(),
+            ..spec.clone()
+        };
         let start = host.engine.start(&spec, StartFrom::Boot);
         let limit = Duration::from_millis(delay);
         cut += u32::from(tokio::time::timeout(limit, start).await.is_err());
@@ -150,6 +211,35 @@ async fn half_started_executions_are_found_and_destroyed() {
     // The disk is free again.
     host.engine.start(&spec, StartFrom::Boot).await.unwrap();
     host.answers(&spec.id).await;
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engine_commands_of_an_earlier_server_are_over_when_find_answers() {
+    let mut host = Host::new();
+    host.config.command_timeout = Duration::from_secs(2);
+    let host = host.restart();
+    // Stand-ins with the command lines of runsc at work, of which one hangs.
+    let command = |seconds: &str| {
+        std::process::Command::new("/bin/sh")
+            .args(["-c", &format!("sleep {seconds}; true"), "runsc"])
+            .stdout(std::process::Stdio::null())
+            .arg(format!("--root=/run/sandbase/{}/runsc", host.tag()))
+            .spawn()
+            .unwrap()
+    };
+    let (short, hanging) = (command("0.5"), command("20"));
+    let begin = std::time::Instant::now();
+    host.engine.find().await.unwrap();
+    assert!(
+        begin.elapsed() > Duration::from_millis(400),
+        "nothing was waited for"
+    );
+    assert!(begin.elapsed() < PATIENCE, "the hanging one was waited for");
+    for child in [short, hanging] {
+        let line = std::fs::read(format!("/proc/{}/cmdline", child.id())).unwrap_or_default();
+        assert!(line.is_empty(), "{} still runs", child.id());
+    }
     host.close().await;
 }
 
@@ -170,10 +260,18 @@ async fn an_unsuitable_runsc_is_refused_with_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let mut config: Config = config(&folder.path().join("data"));
     config.runsc = "/bin/true".into();
-    let error = Gvisor::open(config.clone()).err().expect("/bin/true is no runsc");
-    assert!(matches!(error, OpenError::UnsuitableRunsc { .. }), "{error}");
+    let error = Gvisor::open(config.clone())
+        .err()
+        .expect("/bin/true is no runsc");
+    assert!(
+        matches!(error, OpenError::UnsuitableRunsc { .. }),
+        "{error}"
+    );
     assert!(error.to_string().contains("-allow-suid"), "{error}");
-    let check = host_checks(&config).into_iter().find(|check| check.name == "runsc").unwrap();
+    let check = host_checks(&config)
+        .into_iter()
+        .find(|check| check.name == "runsc")
+        .unwrap();
     assert!(!check.ok);
     config.runsc = "/no/runsc".into();
     let error = Gvisor::open(config.clone()).err().expect("there is none");

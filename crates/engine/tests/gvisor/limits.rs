@@ -12,9 +12,14 @@ async fn running_out_of_memory_ends_one_sandbox_and_says_so() {
     spec.limits.memory_bytes = 128 * MIB;
     host.boot_with(&spec).await;
     let neighbour = host.boot("neighbour").await;
-    let _ = host.try_run(&spec.id, "x = bytearray(os.urandom(1 << 20)) * 1000").await;
+    let _ = host
+        .try_run(&spec.id, "x = bytearray(os.urandom(1 << 20)) * 1000")
+        .await;
     let reason = tokio::time::timeout(PATIENCE, host.engine.exited(&spec.id)).await;
-    assert_eq!(reason.expect("the sandbox goes on"), ExitReason::OutOfMemory);
+    assert_eq!(
+        reason.expect("the sandbox goes on"),
+        ExitReason::OutOfMemory
+    );
     assert_eq!(host.run(&neighbour.id, "r = 1").await, json!(1));
     host.engine.destroy(&spec.id).await.unwrap();
     host.close().await;
@@ -43,15 +48,24 @@ async fn resident_bytes_bound_the_size_of_an_image() {
     let spec = host.boot("disk").await;
     host.run(&spec.id, "x = os.urandom(100 << 20)").await;
     // File cache does not count.
-    let write = "with open('/root/f', 'wb') as f:\n    for _ in range(300): f.write(bytes(1 << 20))";
+    let write =
+        "with open('/root/f', 'wb') as f:\n    for _ in range(300): f.write(bytes(1 << 20))";
     host.run(&spec.id, write).await;
     let resident = host.engine.resident_bytes(&spec.id).await.unwrap();
     let image = host.directory("image");
     host.pause(&spec, &image).await;
     let files = std::fs::read_dir(&image).unwrap();
-    let size: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    let size: u64 = files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
     assert!(size > 100 * MIB, "the image has {size} bytes");
-    assert!(resident >= size, "{resident} bytes resident, {size} in the image");
-    assert!(resident < size + 250 * MIB, "{resident} bytes resident, {size} in the image");
+    assert!(
+        resident >= size,
+        "{resident} bytes resident, {size} in the image"
+    );
+    assert!(
+        resident < size + 250 * MIB,
+        "{resident} bytes resident, {size} in the image"
+    );
     host.close().await;
 }

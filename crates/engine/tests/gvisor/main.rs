@@ -4,14 +4,21 @@
 //! `SANDBASE_RUNSC` names the runsc, `SANDBASE_TEST_ROOTFS` a directory with a Debian-like root
 //! filesystem that has python3.
 
+#[cfg(test)]
 mod disks;
 #[cfg(test)]
 mod host;
+#[cfg(test)]
 mod images;
+#[cfg(test)]
 mod latency;
+#[cfg(test)]
 mod life;
+#[cfg(test)]
 mod limits;
+#[cfg(test)]
 mod networks;
+#[cfg(test)]
 mod survival;
 #[cfg(test)]
 mod traces;

@@ -25,11 +25,16 @@ impl Internet {
         let name = &internet.name;
         let run = |command: String| {
             let mut words = command.split(' ');
-            let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+            let status = Command::new(words.next().unwrap())
+                .args(words)
+                .status()
+                .unwrap();
             assert!(status.success(), "{command}");
         };
         run(format!("ip netns add {name}"));
-        run(format!("ip link add {name} type veth peer name public netns {name}"));
+        run(format!(
+            "ip link add {name} type veth peer name public netns {name}"
+        ));
         run(format!("ip addr add {HOST_SIDE}/30 dev {name}"));
         run(format!("ip link set {name} up"));
         run(format!("ip -n {name} addr add {PUBLIC}/30 dev public"));
@@ -53,8 +58,12 @@ impl Internet {
 
 impl Drop for Internet {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-        let _ = Command::new("ip").args(["link", "del", &self.name]).status();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+        let _ = Command::new("ip")
+            .args(["link", "del", &self.name])
+            .status();
     }
 }
 
@@ -81,11 +90,17 @@ async fn guests_reach_the_internet_but_neither_host_nor_neighbour() {
     closed.network = NetworkPolicy::Closed;
     host.boot_with(&closed).await;
 
-    assert_eq!(try_from_guest(&host, &spec.id, PUBLIC, 7000).await, json!("connected"));
+    assert_eq!(
+        try_from_guest(&host, &spec.id, PUBLIC, 7000).await,
+        json!("connected")
+    );
     // What arrives there comes from the host's address.
     let (_, peer) = public.accept().unwrap();
     assert_eq!(peer.ip(), HOST_SIDE.parse::<IpAddr>().unwrap());
-    assert_ne!(try_from_guest(&host, &closed.id, PUBLIC, 7000).await, json!("connected"));
+    assert_ne!(
+        try_from_guest(&host, &closed.id, PUBLIC, 7000).await,
+        json!("connected")
+    );
 
     let mut denied: Vec<(String, u16)> = vec![
         (HOST_SIDE.to_owned(), port),
@@ -98,7 +113,10 @@ async fn guests_reach_the_internet_but_neither_host_nor_neighbour() {
     // The gateways' ends of the uplinks, and through one the neighbour's own server.
     for address in addresses(&format!("sb{}", host.tag())) {
         denied.push((address.clone(), port));
-        let mut octets: Vec<u8> = address.split('.').map(|octet| octet.parse().unwrap()).collect();
+        let mut octets: Vec<u8> = address
+            .split('.')
+            .map(|octet| octet.parse().unwrap())
+            .collect();
         octets[3] += 1;
         let text: Vec<String> = octets.iter().map(u8::to_string).collect();
         denied.push((text.join("."), 9000));
@@ -106,7 +124,11 @@ async fn guests_reach_the_internet_but_neither_host_nor_neighbour() {
     assert!(denied.len() >= 10, "{denied:?}");
     for (address, port) in denied {
         let result = try_from_guest(&host, &spec.id, &address, port).await;
-        assert_ne!(result, json!("connected"), "{address}:{port} can be reached");
+        assert_ne!(
+            result,
+            json!("connected"),
+            "{address}:{port} can be reached"
+        );
     }
     // The denied listener works: the host itself reaches it.
     std::net::TcpStream::connect((HOST_SIDE, port)).unwrap();
@@ -127,7 +149,10 @@ async fn guests_reach_the_internet_but_neither_host_nor_neighbour() {
 
 /// Addresses of this machine on interfaces whose names begin so; without the loopback ones.
 fn addresses(prefix: &str) -> Vec<String> {
-    let output = Command::new("ip").args(["-4", "-o", "addr"]).output().unwrap();
+    let output = Command::new("ip")
+        .args(["-4", "-o", "addr"])
+        .output()
+        .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines()
         .filter_map(|line| {
@@ -145,10 +170,12 @@ async fn dialing_finds_listeners_and_refusals() {
     let spec = host.boot("disk").await;
     let error = host.engine.dial(&spec.id, 9002).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-    host.run(&spec.id, "late = socket.create_server(('0.0.0.0', 9002))").await;
+    host.run(&spec.id, "late = socket.create_server(('0.0.0.0', 9002))")
+        .await;
     host.engine.dial(&spec.id, 9002).await.unwrap();
     // The guest sees the gateway as its peer.
-    host.run(&spec.id, "peer = late.accept()[1][0]; r = peer").await;
+    host.run(&spec.id, "peer = late.accept()[1][0]; r = peer")
+        .await;
     assert_eq!(host.run(&spec.id, "r = peer").await, json!("169.254.0.22"));
     let interface = "r = [open('/proc/net/dev').read().count('eth0'), \
                      open('/proc/net/if_inet6').read().count('eth0')]";

@@ -54,7 +54,10 @@ async fn programs_files_and_connections_survive() {
     let image = host.directory("image");
     host.pause(&spec, &image).await;
 
-    let renamed = ExecutionSpec { hostname: "renamed".to_owned(), ..spec };
+    let renamed = ExecutionSpec {
+        hostname: "renamed".to_owned(),
+        ..spec
+    };
     let spec = host.restore(&renamed, &image).await;
     let expected = json!({
         "log": "one\ntwo\n", "middle": "456789", "gone": "still here", "mapped": "shared",
@@ -88,8 +91,15 @@ threading.Thread(target=write, daemon=True).start()
     .await;
     let mut counter = 0;
     for round in 0..3 {
-        let seen = host.run(&spec.id, "r = state['counter']").await.as_u64().unwrap();
-        assert!(seen >= counter, "the counter went back from {counter} to {seen}");
+        let seen = host
+            .run(&spec.id, "r = state['counter']")
+            .await
+            .as_u64()
+            .unwrap();
+        assert!(
+            seen >= counter,
+            "the counter went back from {counter} to {seen}"
+        );
         counter = seen;
         let image = host.directory(&format!("image{round}"));
         host.pause(&spec, &image).await;
@@ -126,7 +136,10 @@ threading.Thread(target=write, daemon=True).start()
     ));
     let size = || journal.metadata().map_or(0, |metadata| metadata.len());
     host.engine.freeze(&spec.id).await.unwrap();
-    host.engine.checkpoint(&spec.id, &host.directory("image")).await.unwrap();
+    host.engine
+        .checkpoint(&spec.id, &host.directory("image"))
+        .await
+        .unwrap();
     let after_image = size();
     // A guest that runs writes a hundred bytes in this time.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -136,7 +149,10 @@ threading.Thread(target=write, daemon=True).start()
     host.answers(&spec.id).await;
     let begin = std::time::Instant::now();
     while size() == after_image {
-        assert!(begin.elapsed() < Duration::from_secs(10), "the guest does not write");
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "the guest does not write"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     host.close().await;
@@ -146,20 +162,35 @@ threading.Thread(target=write, daemon=True).start()
 async fn two_executions_of_one_image_live_side_by_side() {
     let host = Host::new();
     let spec = host.boot("disk").await;
-    host.run(&spec.id, "x = 'common'; open('/root/f', 'w').write('common')").await;
+    host.run(
+        &spec.id,
+        "x = 'common'; open('/root/f', 'w').write('common')",
+    )
+    .await;
     let image = host.directory("image");
     host.pause(&spec, &image).await;
-    host.engine.copy_disk(&spec.disk, &host.path("copy")).await.unwrap();
+    host.engine
+        .copy_disk(&spec.disk, &host.path("copy"))
+        .await
+        .unwrap();
 
-    let other = ExecutionSpec { disk: host.path("copy"), ..spec.clone() };
+    let other = ExecutionSpec {
+        disk: host.path("copy"),
+        ..spec.clone()
+    };
     let (one, two) = tokio::join!(host.restore(&spec, &image), host.restore(&other, &image));
     let write = |who: &str| {
-        format!("r = [x, open('/root/f').read(), os.urandom(8).hex()]; x = '{who}'\nopen('/root/f', 'w').write(x)")
+        format!(
+            "r = [x, open('/root/f').read(), os.urandom(8).hex()]; x = '{who}'\nopen('/root/f', 'w').write(x)"
+        )
     };
     let first = host.run(&one.id, &write("one")).await;
     let second = host.run(&two.id, &write("two")).await;
     assert_eq!((&first[0], &first[1]), (&json!("common"), &json!("common")));
-    assert_eq!((&second[0], &second[1]), (&json!("common"), &json!("common")));
+    assert_eq!(
+        (&second[0], &second[1]),
+        (&json!("common"), &json!("common"))
+    );
     assert_ne!(first[2], second[2], "both draw the same randomness");
     let look = "r = [x, open('/root/f').read()]";
     assert_eq!(host.run(&one.id, look).await, json!(["one", "one"]));

@@ -62,11 +62,12 @@ pub(crate) fn none_within(tag: &str, folder: &Path, limit: Duration) {
 /// Removes what all executions of a data directory share, and every server would make again.
 pub(crate) fn remove_shared(tag: &str) {
     let table = format!("sandbase_{tag}");
+    // What is not there makes these complain and nothing else.
     let _ = Command::new("nft")
         .args(["delete", "table", "ip", &table])
-        .status();
+        .output();
     let pinned = format!("/run/sandbase/{tag}/runsc/null-netns");
-    let _ = Command::new("umount").arg("-q").arg(pinned).status();
+    let _ = Command::new("umount").arg(pinned).output();
     let _ = std::fs::remove_dir_all(format!("/run/sandbase/{tag}"));
     for hierarchy in named_in("/sys/fs/cgroup", |_| true) {
         let _ = std::fs::remove_dir(format!("{hierarchy}/sandbase-{tag}"));
