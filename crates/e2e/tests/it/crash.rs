@@ -12,7 +12,11 @@ const CLIENTS: usize = 3;
 const END_LIMIT: Duration = Duration::from_secs(180);
 
 fn kills() -> usize {
-    if std::env::var_os("SANDBASE_TEST_LONG").is_some() { 100 } else { 30 }
+    if std::env::var_os("SANDBASE_TEST_LONG").is_some() {
+        100
+    } else {
+        30
+    }
 }
 
 #[test]
@@ -22,7 +26,12 @@ fn no_moment_of_a_sigkill_loses_or_sticks_a_sandbox() {
     let mut clients: Vec<Child> = (0..CLIENTS)
         .map(|_| {
             let mut program = server.program("churn.py");
-            program.arg(&stop).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            program
+                .arg(&stop)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
         })
         .collect();
     let mut rng = rand::rng();
@@ -36,7 +45,10 @@ fn no_moment_of_a_sigkill_loses_or_sticks_a_sandbox() {
                 let mut output = String::new();
                 let mut stderr = client.stderr.take().unwrap();
                 std::io::Read::read_to_string(&mut stderr, &mut output).unwrap();
-                panic!("a client ended after kill {number} ({status}):\n{output}\n{}", server.log());
+                panic!(
+                    "a client ended after kill {number} ({status}):\n{output}\n{}",
+                    server.log()
+                );
             }
         }
     }
@@ -44,13 +56,21 @@ fn no_moment_of_a_sigkill_loses_or_sticks_a_sandbox() {
     let started = Instant::now();
     for mut client in clients {
         while client.try_wait().unwrap().is_none() {
-            assert!(started.elapsed() < END_LIMIT, "a client does not end\n{}", server.log());
+            assert!(
+                started.elapsed() < END_LIMIT,
+                "a client does not end\n{}",
+                server.log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         let output = client.wait_with_output().unwrap();
         let stdout = String::from_utf8_lossy(&output.stdout);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{stdout}{stderr}\n{}", server.log());
+        assert!(
+            output.status.success(),
+            "{stdout}{stderr}\n{}",
+            server.log()
+        );
         println!("a client finished {stdout}");
     }
     server.assert_nothing_left();

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// A server may build its template snapshot at its first start.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
+/// The server's default for `engine.ready_slots`.
+const READY_SLOTS: usize = 2;
+
 /// One real server at a time: leftovers are looked for machine-wide.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -24,12 +27,26 @@ pub(crate) struct Server {
 /// A path that `./test` provides.
 pub(crate) fn provided(variable: &str, default: &str) -> PathBuf {
     let path = PathBuf::from(std::env::var(variable).unwrap_or_else(|_| default.to_owned()));
-    assert!(path.exists(), "{} is missing; ./test provides it ({variable})", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing; ./test provides it ({variable})",
+        path.display()
+    );
     path
 }
 
+/// See the engine's `paths.rs`.
+fn tag_of(data_dir: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let canonical = data_dir.canonicalize().unwrap();
+    blake3::hash(canonical.as_os_str().as_bytes()).to_hex()[..8].to_owned()
+}
+
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
 }
 
 impl Server {
@@ -37,9 +54,15 @@ impl Server {
     pub(crate) fn start(extra: &str) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         // Not in /tmp, which may be a tmpfs without direct I/O and extended attributes.
-        let folder = tempfile::Builder::new().prefix("sandbase-e2e-").tempdir_in("/var/tmp");
+        let folder = tempfile::Builder::new()
+            .prefix("sandbase-e2e-")
+            .tempdir_in("/var/tmp");
         let folder = folder.unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let rootfs = provided("SANDBASE_TEST_ROOTFS", "/var/cache/sandbase/rootfs");
         let runsc = provided("SANDBASE_RUNSC", "/usr/local/lib/sandbase/engine/runsc");
         let config = format!(
@@ -52,16 +75,27 @@ impl Server {
             rootfs.display(),
         );
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
-        let mut server = Self { folder, port, process: None, _alone: alone };
+        let mut server = Self {
+            folder,
+            port,
+            process: None,
+            _alone: alone,
+        };
         server.restart();
         server
     }
 
     /// Starts the server again on the same data directory.
     pub(crate) fn restart(&mut self) {
-        let program = std::env::var("SANDBASE_BIN")
-            .map_or_else(|_| repository().join("target/release/sandbase"), PathBuf::from);
-        assert!(program.is_file(), "{} is missing; ./test builds it", program.display());
+        let program = std::env::var("SANDBASE_BIN").map_or_else(
+            |_| repository().join("target/release/sandbase"),
+            PathBuf::from,
+        );
+        assert!(
+            program.is_file(),
+            "{} is missing; ./test builds it",
+            program.display()
+        );
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -80,7 +114,11 @@ impl Server {
         let started = Instant::now();
         // The three export lines mean that it serves; end of file means that it died.
         let ready = lines.any(|line| line.is_ok_and(|line| line.starts_with("export E2B_API_KEY")));
-        assert!(ready && started.elapsed() < START_LIMIT, "no start:\n{}", self.log());
+        assert!(
+            ready && started.elapsed() < START_LIMIT,
+            "no start:\n{}",
+            self.log()
+        );
         self.process = Some(process);
     }
 
@@ -114,7 +152,9 @@ impl Server {
     /// A program of `programs/`, by the published SDK of its language, told where the server is.
     pub(crate) fn program(&self, name: &str) -> Command {
         let sdk = provided("SANDBASE_TEST_SDK", "/var/cache/sandbase/sdk");
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("programs")
+            .join(name);
         let mut command = if name.ends_with(".py") {
             let mut command = Command::new(sdk.join("venv/bin/python"));
             command.arg(path);
@@ -138,8 +178,11 @@ impl Server {
 
     /// Runs a program to its end, which must be a good one.
     pub(crate) fn run(&self, name: &str, arguments: &[&str]) -> String {
-        let Output { status, stdout, stderr } =
-            self.program(name).args(arguments).output().unwrap();
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.program(name).args(arguments).output().unwrap();
         let stdout = String::from_utf8_lossy(&stdout).into_owned();
         let stderr = String::from_utf8_lossy(&stderr);
         assert!(
@@ -174,34 +217,47 @@ impl Server {
         for entry in sandboxes.into_iter().flatten().flatten() {
             left.push(format!("directory {}", entry.path().display()));
         }
-        let tag = std::fs::read_dir("/run/sandbase")
+        // The server's things carry a tag made from its data directory; other servers may run here.
+        let tag = tag_of(data_dir);
+        let run = Path::new("/run/sandbase").join(&tag);
+        for entry in std::fs::read_dir(run.join("executions"))
             .into_iter()
             .flatten()
             .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| name != "slots");
-        for tag in tag {
-            let run = Path::new("/run/sandbase").join(&tag);
-            for entry in std::fs::read_dir(run.join("executions")).into_iter().flatten().flatten() {
-                left.push(format!("execution {}", entry.path().display()));
-            }
-            for controller in ["memory", "cpu", "pids", "."] {
-                let cgroup = format!("/sys/fs/cgroup/{controller}/sandbase-{tag}");
-                for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
-                    if entry.path().is_dir() {
-                        left.push(format!("cgroup {}", entry.path().display()));
-                    }
+        {
+            left.push(format!("execution {}", entry.path().display()));
+        }
+        for controller in ["memory", "cpu", "pids", "."] {
+            let cgroup = format!("/sys/fs/cgroup/{controller}/sandbase-{tag}");
+            for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    left.push(format!("cgroup {}", entry.path().display()));
                 }
             }
         }
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        for line in mounts.lines().filter(|line| line.contains("/run/sandbase/")) {
-            left.push(format!("mount {line}"));
+        // Namespaces of slots prepared in advance are there as long as the server is.
+        let named = |directory: &str| {
+            let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            names
+                .filter(|name| name.file_name().to_string_lossy().contains(&tag))
+                .count()
+        };
+        let namespaces = named("/run/netns");
+        if namespaces > 2 * READY_SLOTS {
+            left.push(format!("{namespaces} network namespaces"));
         }
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        // runsc keeps one empty network namespace for all gofers of a server.
+        let of_server = |line: &&str| line.contains(&*run.to_string_lossy());
+        let mounts = mounts
+            .lines()
+            .filter(of_server)
+            .filter(|line| !line.contains("/null-netns "));
+        left.extend(mounts.map(|line| format!("mount {line}")));
         for process in std::fs::read_dir("/proc").unwrap().flatten() {
             let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains("runsc") && command.contains("--root=/run/sandbase/") {
+            if command.contains("runsc") && command.contains(&*run.to_string_lossy()) {
                 left.push(format!("process {command}"));
             }
         }
