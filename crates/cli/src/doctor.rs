@@ -10,17 +10,32 @@ use server::config::Config;
 pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut checks = gvisor::host_checks(&server::app::engine_config(config, &config.data_dir));
     checks.push(agent_check(config));
-    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let width = checks
+        .iter()
+        .map(|check| check.name.len())
+        .max()
+        .unwrap_or(0);
     let mut out = std::io::stdout();
-    let (good, bad, plain) =
-        if out.is_terminal() { ("\x1b[32m", "\x1b[31m", "\x1b[0m") } else { ("", "", "") };
+    let (good, bad, plain) = if out.is_terminal() {
+        ("\x1b[32m", "\x1b[31m", "\x1b[0m")
+    } else {
+        ("", "", "")
+    };
     let mut missing = 0;
     for check in &checks {
         if check.ok {
-            writeln!(out, "{good}ok  {plain} {:width$}  {}", check.name, check.detail)?;
+            writeln!(
+                out,
+                "{good}ok  {plain} {:width$}  {}",
+                check.name, check.detail
+            )?;
         } else {
             missing += 1;
-            writeln!(out, "{bad}MISS{plain} {:width$}  {}", check.name, check.detail)?;
+            writeln!(
+                out,
+                "{bad}MISS{plain} {:width$}  {}",
+                check.name, check.detail
+            )?;
             writeln!(out, "     {:width$}  -> {}", "", check.remedy)?;
         }
     }

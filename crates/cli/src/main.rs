@@ -102,7 +102,9 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Doctor(options) => doctor::run(&options.config()?),
-        Verb::Template { verb: TemplateVerb::Rootfs { directory } } => {
+        Verb::Template {
+            verb: TemplateVerb::Rootfs { directory },
+        } => {
             let say = |step: &str| tracing::info!("{step}");
             runtime.block_on(server::template::rootfs::build(&directory, &say))?;
             Ok(ExitCode::SUCCESS)

@@ -17,9 +17,9 @@ use tokio_util::task::TaskTracker;
 use crate::api::{ApiKey, HttpState};
 use crate::config::Config;
 use crate::db::Db;
+use crate::listener;
 use crate::sandbox::{Faults, Parts, Sandboxes};
 use crate::template::{self, BaseOptions, Templates};
-use crate::listener;
 
 /// How long transitions in flight may take to end when the server is told to stop. Whatever does
 /// not end in this time is finished or undone at the next start.
@@ -42,7 +42,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         limits: config.sandbox.limits(),
     };
     let say = |step: &str| tracing::info!("{step}");
-    let base = template::ensure_base(&engine, &base, &say).await.context("make template base")?;
+    let base = template::ensure_base(&engine, &base, &say)
+        .await
+        .context("make template base")?;
 
     let tasks = TaskTracker::new();
     let sandboxes = Sandboxes::open(Parts {
@@ -58,8 +60,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
     let domain = config.domain();
     print_exports(&domain, &key).context("print how to use the server")?;
-    let state =
-        HttpState::new(Arc::clone(&sandboxes), key, domain, config.sandbox_hosts.clone());
+    let state = HttpState::new(
+        Arc::clone(&sandboxes),
+        key,
+        domain,
+        config.sandbox_hosts.clone(),
+    );
     let requests = state.tasks.clone();
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(listener::serve(listeners, state, shutdown.clone()));
@@ -82,7 +88,8 @@ fn prepare_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     // It holds the memory of every sandbox.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("make {} private", path.display()))?;
-    path.canonicalize().with_context(|| format!("resolve {}", path.display()))
+    path.canonicalize()
+        .with_context(|| format!("resolve {}", path.display()))
 }
 
 /// Two servers on one data directory would both drive its sandboxes.
@@ -130,7 +137,11 @@ pub fn engine_config(config: &Config, data_dir: &Path) -> gvisor::Config {
 fn open_engine(config: &Config, data_dir: &Path) -> anyhow::Result<Arc<dyn Engine>> {
     let engine = Gvisor::open(engine_config(config, data_dir));
     let engine = engine.context("open the engine; `sandbase doctor` checks this host")?;
-    tracing::info!(version = engine.build().version, build = engine.build().id.0, "engine ready");
+    tracing::info!(
+        version = engine.build().version,
+        build = engine.build().id.0,
+        "engine ready"
+    );
     Ok(Arc::new(engine))
 }
 
@@ -147,11 +158,20 @@ pub fn agent_binary(config: &Config) -> anyhow::Result<PathBuf> {
     if let Some(found) = candidates.iter().find(|path| path.is_file()) {
         return Ok(found.clone());
     }
-    let tried = candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-    bail!("the agent's binary is missing (looked for {}); ./run builds it", tried.join(" and "))
+    let tried = candidates
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>();
+    bail!(
+        "the agent's binary is missing (looked for {}); ./run builds it",
+        tried.join(" and ")
+    )
 }
 
-#[expect(clippy::print_stdout, reason = "the lines a user copies belong on standard output")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the lines a user copies belong on standard output"
+)]
 fn print_exports(domain: &str, key: &ApiKey) -> std::io::Result<()> {
     let url = format!("http://{domain}");
     println!("SandBase is ready. In the shell of your E2B programs:\n");

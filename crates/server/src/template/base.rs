@@ -82,7 +82,8 @@ pub async fn ensure_base(
     progress: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Template, TemplateError> {
     let layers = ensure_layers(options, progress).await?;
-    let id = template_id(engine, &layers, &options.limits);
+    let recipe = rootfs::recipe_of(&options.data_dir.join(&layers[1]));
+    let id = template_id(engine, &layers, &recipe, &options.limits);
     let directory = options.data_dir.join("templates").join(&id);
     match open(&id, &directory) {
         Ok(Some(template)) => return Ok(template),
@@ -107,7 +108,7 @@ pub async fn ensure_base(
 async fn ensure_layers(
     options: &BaseOptions,
     progress: &(dyn Fn(&str) + Send + Sync),
-) -> Result<Vec<PathBuf>, TemplateError> {
+) -> Result<[PathBuf; 2], TemplateError> {
     let rootfs = match &options.rootfs {
         Some(given) => fs::canonicalize(given).map_err(io_error("find", given))?,
         None => {
@@ -126,7 +127,7 @@ async fn ensure_layers(
     if !target.exists() {
         write_agent_layer(&content, &target)?;
     }
-    Ok(vec![layer, rootfs])
+    Ok([layer, rootfs])
 }
 
 /// A layer with the agent and nothing else, complete under its name or not there.
@@ -144,12 +145,10 @@ fn write_agent_layer(content: &[u8], target: &Path) -> Result<(), TemplateError>
         &partial.join("usr/local"),
         &bin,
     ] {
-        // /usr/local of the tree below is writable for everybody; this layer must not hide that.
-        let mode = if directory.ends_with("usr/local") {
-            0o777
-        } else {
-            0o755
-        };
+        // /usr/local and its bin are writable for everybody in the tree below (`npm -g`, pip); this
+        // layer must not hide that.
+        let local = directory.ends_with("usr/local") || *directory == bin;
+        let mode = if local { 0o777 } else { 0o755 };
         fs::set_permissions(directory, fs::Permissions::from_mode(mode))
             .map_err(io_error("set the mode of", directory))?;
     }
@@ -162,9 +161,15 @@ fn write_agent_layer(content: &[u8], target: &Path) -> Result<(), TemplateError>
     fs::rename(&partial, target).map_err(io_error("rename", target))
 }
 
-/// Named by everything it depends on, so that a change makes another template.
-fn template_id(engine: &Arc<dyn Engine>, layers: &[PathBuf], limits: &Limits) -> String {
-    let ingredients = format!("1 {:?} {layers:?} {limits:?}", engine.build().id);
+/// Named by everything it depends on, so that a change makes another template. A tree used in place
+/// may be rebuilt under its path: what it says of itself counts, too.
+fn template_id(
+    engine: &Arc<dyn Engine>,
+    layers: &[PathBuf],
+    recipe: &str,
+    limits: &Limits,
+) -> String {
+    let ingredients = format!("1 {:?} {layers:?} {recipe} {limits:?}", engine.build().id);
     blake3::hash(ingredients.as_bytes()).to_hex()[..20].to_owned()
 }
 

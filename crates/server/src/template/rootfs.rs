@@ -120,13 +120,19 @@ fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Rootfs
     move |source| RootfsError::Io { step, path, source }
 }
 
+/// Which recipe a tree says it was built by; empty when it says nothing.
+pub(super) fn recipe_of(tree: &Path) -> String {
+    fs::read_to_string(tree.join(MARK))
+        .map_or_else(|_| String::new(), |text| text.trim().to_owned())
+}
+
 /// Builds the tree at `dest`, which is complete when it exists. `progress` gets a line now and
 /// then; the whole takes some minutes. A tree of this recipe that is there already is kept.
 pub async fn build(
     dest: &Path,
     progress: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<(), RootfsError> {
-    if fs::read_to_string(dest.join(MARK)).is_ok_and(|recipe| recipe.trim() == RECIPE) {
+    if recipe_of(dest) == RECIPE {
         return Ok(());
     }
     let partial = dest.with_extension("partial");

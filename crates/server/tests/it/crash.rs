@@ -36,12 +36,7 @@ impl Server {
 }
 
 /// Runs one call on a server that stops dead at `step`.
-fn crash_at(
-    place: &Place,
-    server: Server,
-    step: Step,
-    call: impl AsyncFnOnce(&Sandboxes),
-) {
+fn crash_at(place: &Place, server: Server, step: Step, call: impl AsyncFnOnce(&Sandboxes)) {
     place.inject(step, Fault::Stop);
     let Server { runtime, sandboxes } = server;
     runtime.block_on(async {
@@ -98,19 +93,35 @@ fn a_crash_at_any_step_of_a_pause_is_undone_before_the_commit_and_finished_after
         if committed {
             next.settled(&id, PublicState::Paused);
             next.runtime.block_on(async {
-                eventually("the end of the execution", || place.host.executions().is_empty()).await;
-                next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+                eventually("the end of the execution", || {
+                    place.host.executions().is_empty()
+                })
+                .await;
+                next.sandboxes
+                    .connect(&id, MINUTE, ResumeFrom::Saved)
+                    .await
+                    .unwrap();
             });
         } else {
             next.settled(&id, PublicState::Running);
         }
         let execution = place.execution();
         assert_eq!(place.host.memory(&execution), Some(1), "{step:?}");
-        assert!(place.host.step(&execution), "{step:?}: the guest must go on");
-        assert_eq!(place.staging(), Vec::<std::path::PathBuf>::new(), "{step:?}");
+        assert!(
+            place.host.step(&execution),
+            "{step:?}: the guest must go on"
+        );
+        assert_eq!(
+            place.staging(),
+            Vec::<std::path::PathBuf>::new(),
+            "{step:?}"
+        );
         next.runtime.block_on(async {
             next.sandboxes.pause(&id, FULL).await.unwrap();
-            next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+            next.sandboxes
+                .connect(&id, MINUTE, ResumeFrom::Saved)
+                .await
+                .unwrap();
             assert_eq!(place.host.memory(&place.execution()), Some(2), "{step:?}");
             next.sandboxes.kill(&id).await.unwrap();
             place.assert_clean().await;
@@ -141,8 +152,15 @@ fn a_crash_at_any_step_of_a_resume_loses_nothing() {
             }
             let next = Server::start(&place);
             next.runtime.block_on(async {
-                next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
-                assert_eq!(place.host.memory(&place.execution()), Some(expected), "{step:?}");
+                next.sandboxes
+                    .connect(&id, MINUTE, ResumeFrom::Saved)
+                    .await
+                    .unwrap();
+                assert_eq!(
+                    place.host.memory(&place.execution()),
+                    Some(expected),
+                    "{step:?}"
+                );
                 next.sandboxes.kill(&id).await.unwrap();
                 place.assert_clean().await;
             });
@@ -170,7 +188,10 @@ fn an_execution_that_dies_during_a_crashed_resume_is_booted_only_if_it_wrote() {
         place.host.kill(&place.execution(), ExitReason::Exited);
         let next = Server::start(&place);
         next.runtime.block_on(async {
-            next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+            next.sandboxes
+                .connect(&id, MINUTE, ResumeFrom::Saved)
+                .await
+                .unwrap();
             let expected = if guest_wrote { 0 } else { 1 };
             assert_eq!(place.host.memory(&place.execution()), Some(expected));
             next.sandboxes.kill(&id).await.unwrap();
@@ -196,7 +217,11 @@ fn a_crash_at_any_step_of_a_kill_is_finished() {
                 let _ = sandboxes.kill(&id).await;
             });
             let next = Server::start(&place);
-            assert_eq!(state_of(&next.sandboxes, &id), None, "a killed sandbox never returns");
+            assert_eq!(
+                state_of(&next.sandboxes, &id),
+                None,
+                "a killed sandbox never returns"
+            );
             next.runtime.block_on(async {
                 eventually("the deletion", || {
                     place.host.executions().is_empty() && place.directories().is_empty()
@@ -224,7 +249,10 @@ fn running_and_paused_sandboxes_survive_a_crash_at_rest() {
     let execution = place.execution();
     let before = server.sandboxes.get(&running).unwrap();
     server.kill();
-    assert!(place.host.step(&execution), "sandboxes run on without a server");
+    assert!(
+        place.host.step(&execution),
+        "sandboxes run on without a server"
+    );
     let next = Server::start(&place);
     next.settled(&running, PublicState::Running);
     let after = next.sandboxes.get(&running).unwrap();
@@ -234,7 +262,10 @@ fn running_and_paused_sandboxes_survive_a_crash_at_rest() {
         let route = next.sandboxes.route(&running).unwrap();
         assert!(route.guest.health().await.is_ok());
         next.sandboxes.kill(&running).await.unwrap();
-        next.sandboxes.connect(&paused, MINUTE, ResumeFrom::Saved).await.unwrap();
+        next.sandboxes
+            .connect(&paused, MINUTE, ResumeFrom::Saved)
+            .await
+            .unwrap();
         assert_eq!(place.host.memory(&place.execution()), Some(1));
         next.sandboxes.kill(&paused).await.unwrap();
         place.assert_clean().await;
@@ -247,7 +278,11 @@ fn a_deadline_that_passed_while_no_server_ran_is_met_at_once() {
     let server = Server::start(&place);
     let id = server.runtime.block_on(async {
         let id = create(&server.sandboxes).await;
-        server.sandboxes.set_timeout(&id, Duration::from_secs(1)).await.unwrap();
+        server
+            .sandboxes
+            .set_timeout(&id, Duration::from_secs(1))
+            .await
+            .unwrap();
         id
     });
     let deadline = server.sandboxes.get(&id).unwrap().end_at;
@@ -259,6 +294,9 @@ fn a_deadline_that_passed_while_no_server_ran_is_met_at_once() {
     next.runtime.block_on(async {
         eventually("the kill", || state_of(&next.sandboxes, &id).is_none()).await;
         next.sandboxes.settle().await;
-        eventually("the end of the execution", || place.host.executions().is_empty()).await;
+        eventually("the end of the execution", || {
+            place.host.executions().is_empty()
+        })
+        .await;
     });
 }

@@ -11,9 +11,7 @@ use server::sandbox::{
     SandboxError, SandboxId, Step,
 };
 
-use crate::support::{
-    DISK_ONLY, FULL, MINUTE, Place, create, eventually, request, state_of,
-};
+use crate::support::{DISK_ONLY, FULL, MINUTE, Place, create, eventually, request, state_of};
 
 #[tokio::test]
 async fn memory_and_disk_come_back_over_many_rounds_and_a_kill_leaves_nothing() {
@@ -24,22 +22,38 @@ async fn memory_and_disk_come_back_over_many_rounds_and_a_kill_leaves_nothing() 
     for round in 1..=5 {
         assert!(place.host.step(&place.execution()));
         sandboxes.pause(&id, FULL).await.unwrap();
-        assert_eq!(place.host.executions(), vec![], "a paused sandbox has no execution");
+        assert_eq!(
+            place.host.executions(),
+            vec![],
+            "a paused sandbox has no execution"
+        );
         assert_eq!(state_of(&sandboxes, &id), Some(PublicState::Paused));
-        let (view, how) = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
-        assert_eq!((view.state, how), (PublicState::Running, Connected::Resumed));
+        let (view, how) = sandboxes
+            .connect(&id, MINUTE, ResumeFrom::Saved)
+            .await
+            .unwrap();
+        assert_eq!(
+            (view.state, how),
+            (PublicState::Running, Connected::Resumed)
+        );
         assert_eq!(place.host.memory(&place.execution()), Some(round));
         assert_eq!(view.access_token, created.access_token);
         assert_eq!(view.metadata, created.metadata);
         assert_eq!(view.lifecycle, created.lifecycle);
-        assert!(view.started_at > created.started_at, "every resume starts a new run");
+        assert!(
+            view.started_at > created.started_at,
+            "every resume starts a new run"
+        );
     }
     sandboxes.kill(&id).await.unwrap();
     assert!(matches!(
         sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await,
         Err(SandboxError::NotFound(_))
     ));
-    assert!(matches!(sandboxes.kill(&id).await, Err(SandboxError::NotFound(_))));
+    assert!(matches!(
+        sandboxes.kill(&id).await,
+        Err(SandboxError::NotFound(_))
+    ));
     place.assert_clean().await;
 }
 
@@ -48,13 +62,22 @@ async fn refusals_are_those_of_the_contract() {
     let place = Place::new();
     let sandboxes = place.open().await;
     let unknown = SandboxId::parse("iunknown").unwrap();
-    assert!(matches!(sandboxes.pause(&unknown, FULL).await, Err(SandboxError::NotFound(_))));
+    assert!(matches!(
+        sandboxes.pause(&unknown, FULL).await,
+        Err(SandboxError::NotFound(_))
+    ));
     let mut bad = request();
     bad.template = "../../etc".to_owned();
-    assert!(matches!(sandboxes.create(bad).await, Err(SandboxError::TemplateNotFound(_))));
+    assert!(matches!(
+        sandboxes.create(bad).await,
+        Err(SandboxError::TemplateNotFound(_))
+    ));
     let mut long = request();
     long.timeout = Duration::from_secs(3601);
-    assert!(matches!(sandboxes.create(long).await, Err(SandboxError::TimeoutTooLong { .. })));
+    assert!(matches!(
+        sandboxes.create(long).await,
+        Err(SandboxError::TimeoutTooLong { .. })
+    ));
 
     let id = create(&sandboxes).await;
     assert!(matches!(
@@ -62,8 +85,14 @@ async fn refusals_are_those_of_the_contract() {
         Err(SandboxError::AlreadyRunning(_))
     ));
     sandboxes.pause(&id, FULL).await.unwrap();
-    assert!(matches!(sandboxes.pause(&id, FULL).await, Err(SandboxError::AlreadyPaused(_))));
-    assert!(matches!(sandboxes.set_timeout(&id, MINUTE).await, Err(SandboxError::Paused(_))));
+    assert!(matches!(
+        sandboxes.pause(&id, FULL).await,
+        Err(SandboxError::AlreadyPaused(_))
+    ));
+    assert!(matches!(
+        sandboxes.set_timeout(&id, MINUTE).await,
+        Err(SandboxError::Paused(_))
+    ));
     assert!(matches!(sandboxes.route(&id), Err(SandboxError::Paused(_))));
     sandboxes.kill(&id).await.unwrap();
     place.assert_clean().await;
@@ -99,15 +128,26 @@ async fn a_connect_only_extends_the_deadline_of_a_running_sandbox() {
     let sandboxes = place.open().await;
     let id = create(&sandboxes).await;
     let before = sandboxes.get(&id).unwrap().end_at;
-    let (view, how) =
-        sandboxes.connect(&id, Duration::from_secs(5), ResumeFrom::Saved).await.unwrap();
+    let (view, how) = sandboxes
+        .connect(&id, Duration::from_secs(5), ResumeFrom::Saved)
+        .await
+        .unwrap();
     assert_eq!((view.end_at, how), (before, Connected::AlreadyRunning));
-    let (view, _) = sandboxes.connect(&id, 10 * MINUTE, ResumeFrom::Saved).await.unwrap();
+    let (view, _) = sandboxes
+        .connect(&id, 10 * MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     assert!(view.end_at > before);
-    sandboxes.set_timeout(&id, Duration::from_secs(5)).await.unwrap();
+    sandboxes
+        .set_timeout(&id, Duration::from_secs(5))
+        .await
+        .unwrap();
     assert!(sandboxes.get(&id).unwrap().end_at < before);
     // However often it is asked for, a run has an end.
-    sandboxes.set_timeout(&id, Duration::from_secs(7200)).await.unwrap();
+    sandboxes
+        .set_timeout(&id, Duration::from_secs(7200))
+        .await
+        .unwrap();
     let view = sandboxes.get(&id).unwrap();
     assert_eq!(view.end_at - view.started_at, time::Duration::seconds(3600));
 }
@@ -118,13 +158,18 @@ async fn the_deadline_kills_or_pauses_and_time_spent_paused_costs_nothing() {
     let sandboxes = place.open().await;
     let dying = create(&sandboxes).await;
     let mut kept = request();
-    kept.lifecycle =
-        Lifecycle { on_timeout: OnTimeout::Pause(PauseMode::Full), auto_resume: true };
+    kept.lifecycle = Lifecycle {
+        on_timeout: OnTimeout::Pause(PauseMode::Full),
+        auto_resume: true,
+    };
     let kept = sandboxes.create(kept).await.unwrap().id;
     sandboxes.set_timeout(&dying, Duration::ZERO).await.unwrap();
     sandboxes.set_timeout(&kept, Duration::ZERO).await.unwrap();
     eventually("the kill", || state_of(&sandboxes, &dying).is_none()).await;
-    eventually("the pause", || state_of(&sandboxes, &kept) == Some(PublicState::Paused)).await;
+    eventually("the pause", || {
+        state_of(&sandboxes, &kept) == Some(PublicState::Paused)
+    })
+    .await;
 
     let route = sandboxes.route_or_resume(&kept).await.unwrap();
     assert!(route.guest.health().await.is_ok());
@@ -136,8 +181,12 @@ async fn the_deadline_kills_or_pauses_and_time_spent_paused_costs_nothing() {
 
 #[tokio::test]
 async fn a_pause_that_fails_at_any_step_leaves_the_sandbox_running_and_nothing_behind() {
-    let calls =
-        [Call::Freeze, Call::Checkpoint, Call::CheckpointNoSpace, Call::SyncDisk];
+    let calls = [
+        Call::Freeze,
+        Call::Checkpoint,
+        Call::CheckpointNoSpace,
+        Call::SyncDisk,
+    ];
     for call in calls {
         let place = Place::new();
         let sandboxes = place.open().await;
@@ -147,16 +196,37 @@ async fn a_pause_that_fails_at_any_step_leaves_the_sandbox_running_and_nothing_b
         let before = sandboxes.get(&id).unwrap();
         place.host.fail(call);
         let error = sandboxes.pause(&id, FULL).await.unwrap_err();
-        assert_eq!(place.host.pending_failures(), vec![], "{call:?} was not met");
+        assert_eq!(
+            place.host.pending_failures(),
+            vec![],
+            "{call:?} was not met"
+        );
         let no_space = call == Call::CheckpointNoSpace;
-        assert_eq!(matches!(error, SandboxError::NoSpace(_)), no_space, "{call:?}: {error}");
+        assert_eq!(
+            matches!(error, SandboxError::NoSpace(_)),
+            no_space,
+            "{call:?}: {error}"
+        );
         let after = sandboxes.get(&id).unwrap();
         assert_eq!(after.state, PublicState::Running, "{call:?}");
-        assert_eq!(after.end_at, before.end_at, "a failed pause does not move the deadline");
-        assert!(place.host.step(&execution), "{call:?}: the guest must go on");
-        assert_eq!(place.staging(), Vec::<std::path::PathBuf>::new(), "{call:?}");
+        assert_eq!(
+            after.end_at, before.end_at,
+            "a failed pause does not move the deadline"
+        );
+        assert!(
+            place.host.step(&execution),
+            "{call:?}: the guest must go on"
+        );
+        assert_eq!(
+            place.staging(),
+            Vec::<std::path::PathBuf>::new(),
+            "{call:?}"
+        );
         sandboxes.pause(&id, FULL).await.unwrap();
-        sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+        sandboxes
+            .connect(&id, MINUTE, ResumeFrom::Saved)
+            .await
+            .unwrap();
         assert_eq!(place.host.memory(&place.execution()), Some(2), "{call:?}");
         sandboxes.kill(&id).await.unwrap();
         place.assert_clean().await;
@@ -173,7 +243,10 @@ async fn an_injected_failure_at_every_step_is_undone_or_finished() {
         let id = match created {
             Ok(view) => view.id,
             Err(error) => {
-                assert!(matches!(error, SandboxError::Failed { .. }), "{step:?}: {error}");
+                assert!(
+                    matches!(error, SandboxError::Failed { .. }),
+                    "{step:?}: {error}"
+                );
                 assert_eq!(place.faults_left(), 0);
                 assert_eq!(sandboxes.list().len(), 0);
                 place.assert_clean().await;
@@ -182,13 +255,28 @@ async fn an_injected_failure_at_every_step_is_undone_or_finished() {
         };
         assert!(place.host.step(&place.execution()));
         if sandboxes.pause(&id, FULL).await.is_err() {
-            assert_eq!(state_of(&sandboxes, &id), Some(PublicState::Running), "{step:?}");
+            assert_eq!(
+                state_of(&sandboxes, &id),
+                Some(PublicState::Running),
+                "{step:?}"
+            );
             sandboxes.pause(&id, FULL).await.unwrap();
         }
         assert_eq!(place.host.executions(), vec![], "{step:?}");
-        if sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.is_err() {
-            assert_eq!(state_of(&sandboxes, &id), Some(PublicState::Paused), "{step:?}");
-            sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+        if sandboxes
+            .connect(&id, MINUTE, ResumeFrom::Saved)
+            .await
+            .is_err()
+        {
+            assert_eq!(
+                state_of(&sandboxes, &id),
+                Some(PublicState::Paused),
+                "{step:?}"
+            );
+            sandboxes
+                .connect(&id, MINUTE, ResumeFrom::Saved)
+                .await
+                .unwrap();
         }
         assert_eq!(place.host.memory(&place.execution()), Some(1), "{step:?}");
         sandboxes.kill(&id).await.unwrap();
@@ -205,10 +293,16 @@ async fn a_failed_start_is_tried_once_more() {
     let id = create(&sandboxes).await;
     sandboxes.pause(&id, FULL).await.unwrap();
     place.host.fail(Call::Start);
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     sandboxes.pause(&id, FULL).await.unwrap();
     place.host.fail(Call::Agent);
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     assert_eq!(place.host.violations(), Vec::<String>::new());
 }
 
@@ -221,10 +315,22 @@ async fn a_resume_that_fails_twice_leaves_the_sandbox_paused_with_its_memory() {
     sandboxes.pause(&id, FULL).await.unwrap();
     place.host.fail(Call::Start);
     place.host.fail(Call::Start);
-    let error = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap_err();
-    assert!(error.to_string().contains("the sandbox is paused"), "{error}");
-    assert_eq!(sandboxes.get(&id).unwrap().pause_mode, Some(PauseMode::Full));
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+    let error = sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("the sandbox is paused"),
+        "{error}"
+    );
+    assert_eq!(
+        sandboxes.get(&id).unwrap().pause_mode,
+        Some(PauseMode::Full)
+    );
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     assert_eq!(place.host.memory(&place.execution()), Some(1));
 }
 
@@ -236,12 +342,31 @@ async fn memory_that_no_longer_fits_the_disk_is_given_up_and_this_is_said() {
     sandboxes.pause(&id, FULL).await.unwrap();
     // The guest of the failing start writes to its disk before it dies.
     place.host.fail(Call::StartLate);
-    assert!(sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.is_err());
-    assert_eq!(sandboxes.get(&id).unwrap().pause_mode, Some(PauseMode::Filesystem));
-    let expected = State::Paused { saved: Saved::Disk { reason: DiskReason::MemoryStale } };
+    assert!(
+        sandboxes
+            .connect(&id, MINUTE, ResumeFrom::Saved)
+            .await
+            .is_err()
+    );
+    assert_eq!(
+        sandboxes.get(&id).unwrap().pause_mode,
+        Some(PauseMode::Filesystem)
+    );
+    let expected = State::Paused {
+        saved: Saved::Disk {
+            reason: DiskReason::MemoryStale,
+        },
+    };
     assert_eq!(place.journaled(&id).await, Some(expected));
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
-    assert_eq!(place.host.memory(&place.execution()), Some(0), "a boot has a fresh memory");
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
+    assert_eq!(
+        place.host.memory(&place.execution()),
+        Some(0),
+        "a boot has a fresh memory"
+    );
     assert_eq!(place.host.violations(), Vec::<String>::new());
 }
 
@@ -254,10 +379,18 @@ async fn a_lost_execution_leaves_a_paused_sandbox_with_its_disk() {
         let ended = sandboxes.route(&id).unwrap().ended;
         place.host.kill(&place.execution(), reason.clone());
         ended.cancelled().await;
-        eventually("the loss", || state_of(&sandboxes, &id) == Some(PublicState::Paused)).await;
-        let saved = Saved::Disk { reason: DiskReason::ExecutionLost(reason) };
+        eventually("the loss", || {
+            state_of(&sandboxes, &id) == Some(PublicState::Paused)
+        })
+        .await;
+        let saved = Saved::Disk {
+            reason: DiskReason::ExecutionLost(reason),
+        };
         assert_eq!(place.journaled(&id).await, Some(State::Paused { saved }));
-        sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+        sandboxes
+            .connect(&id, MINUTE, ResumeFrom::Saved)
+            .await
+            .unwrap();
         sandboxes.kill(&id).await.unwrap();
         place.assert_clean().await;
     }
@@ -270,8 +403,14 @@ async fn an_execution_that_dies_while_it_is_being_saved_keeps_its_disk() {
     let id = create(&sandboxes).await;
     place.host.fail(Call::DieInCheckpoint);
     assert!(sandboxes.pause(&id, FULL).await.is_err());
-    assert_eq!(sandboxes.get(&id).unwrap().pause_mode, Some(PauseMode::Filesystem));
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+    assert_eq!(
+        sandboxes.get(&id).unwrap().pause_mode,
+        Some(PauseMode::Filesystem)
+    );
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     sandboxes.kill(&id).await.unwrap();
     place.assert_clean().await;
 }
@@ -282,10 +421,16 @@ async fn an_agent_that_hangs_prevents_only_the_pauses_that_need_it() {
     let sandboxes = place.open().await;
     place.host.fail(Call::Prepare);
     let id = create(&sandboxes).await;
-    let strict = PauseRequest { mode: PauseMode::Full, require_healthy_guest: true };
+    let strict = PauseRequest {
+        mode: PauseMode::Full,
+        require_healthy_guest: true,
+    };
     for refused in [strict, DISK_ONLY] {
         let error = sandboxes.pause(&id, refused).await.unwrap_err();
-        assert!(matches!(error, SandboxError::GuestUnresponsive(_)), "{error}");
+        assert!(
+            matches!(error, SandboxError::GuestUnresponsive(_)),
+            "{error}"
+        );
         assert_eq!(state_of(&sandboxes, &id), Some(PublicState::Running));
     }
     sandboxes.pause(&id, FULL).await.unwrap();
@@ -298,14 +443,27 @@ async fn a_filesystem_only_pause_boots_on_connect() {
     let id = create(&sandboxes).await;
     assert!(place.host.step(&place.execution()));
     sandboxes.pause(&id, DISK_ONLY).await.unwrap();
-    assert_eq!(sandboxes.get(&id).unwrap().pause_mode, Some(PauseMode::Filesystem));
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+    assert_eq!(
+        sandboxes.get(&id).unwrap().pause_mode,
+        Some(PauseMode::Filesystem)
+    );
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     assert_eq!(place.host.memory(&place.execution()), Some(0));
 
     assert!(place.host.step(&place.execution()));
     sandboxes.pause(&id, FULL).await.unwrap();
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Disk).await.unwrap();
-    assert_eq!(place.host.memory(&place.execution()), Some(0), "memory was discarded on request");
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Disk)
+        .await
+        .unwrap();
+    assert_eq!(
+        place.host.memory(&place.execution()),
+        Some(0),
+        "memory was discarded on request"
+    );
     assert_eq!(place.host.violations(), Vec::<String>::new());
 }
 
@@ -318,7 +476,10 @@ async fn a_stubborn_execution_is_destroyed_in_the_end() {
     place.host.fail(Call::Destroy);
     sandboxes.pause(&id, FULL).await.unwrap();
     assert_eq!(place.host.executions(), vec![]);
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     place.host.fail(Call::Destroy);
     sandboxes.kill(&id).await.unwrap();
     place.assert_clean().await;
@@ -332,7 +493,10 @@ async fn a_pause_and_a_kill_end_the_routes_to_a_run() {
     let first = sandboxes.route(&id).unwrap().ended;
     sandboxes.pause(&id, FULL).await.unwrap();
     assert!(first.is_cancelled());
-    sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await.unwrap();
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
     let second = sandboxes.route(&id).unwrap().ended;
     assert!(!second.is_cancelled());
     sandboxes.kill(&id).await.unwrap();
@@ -347,7 +511,10 @@ async fn no_more_sandboxes_run_than_the_maximum() {
     for _ in 0..10 {
         ids.push(create(&sandboxes).await);
     }
-    assert!(matches!(sandboxes.create(request()).await, Err(SandboxError::TooMany(10))));
+    assert!(matches!(
+        sandboxes.create(request()).await,
+        Err(SandboxError::TooMany(10))
+    ));
     sandboxes.pause(&ids[0], FULL).await.unwrap();
     ids.push(create(&sandboxes).await);
     assert!(matches!(

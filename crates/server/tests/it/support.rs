@@ -16,10 +16,14 @@ use server::sandbox::{
 use server::template::{BaseOptions, Template, Templates, ensure_base};
 use tokio_util::task::TaskTracker;
 
-pub(crate) const FULL: PauseRequest =
-    PauseRequest { mode: PauseMode::Full, require_healthy_guest: false };
-pub(crate) const DISK_ONLY: PauseRequest =
-    PauseRequest { mode: PauseMode::Filesystem, require_healthy_guest: false };
+pub(crate) const FULL: PauseRequest = PauseRequest {
+    mode: PauseMode::Full,
+    require_healthy_guest: false,
+};
+pub(crate) const DISK_ONLY: PauseRequest = PauseRequest {
+    mode: PauseMode::Filesystem,
+    require_healthy_guest: false,
+};
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A data directory and a host; servers come and go on them.
@@ -52,7 +56,10 @@ impl Place {
     }
 
     async fn template(&self, engine: &Arc<dyn Engine>) -> Template {
-        let (agent, rootfs) = (self.folder.path().join("agent"), self.folder.path().join("tree"));
+        let (agent, rootfs) = (
+            self.folder.path().join("agent"),
+            self.folder.path().join("tree"),
+        );
         std::fs::write(&agent, b"agent").unwrap();
         std::fs::create_dir_all(&rootfs).unwrap();
         std::fs::create_dir_all(self.data_dir()).unwrap();
@@ -119,14 +126,20 @@ impl Place {
     /// Directories of sandboxes.
     pub(crate) fn directories(&self) -> Vec<PathBuf> {
         let listed = std::fs::read_dir(self.data_dir().join("sandboxes"));
-        listed.into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+        listed
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect()
     }
 
     /// What the journal says about a sandbox.
     pub(crate) async fn journaled(&self, id: &SandboxId) -> Option<State> {
         let db = Db::open(&self.data_dir().join("sandbase.db")).unwrap();
         let all = db.load_all().await.unwrap();
-        all.into_iter().find(|record| record.id == *id).map(|record| record.state)
+        all.into_iter()
+            .find(|record| record.id == *id)
+            .map(|record| record.state)
     }
 
     /// Staging directories of any sandbox.
@@ -151,7 +164,10 @@ pub(crate) fn request() -> CreateRequest {
     CreateRequest {
         template: "base".to_owned(),
         timeout: MINUTE,
-        lifecycle: Lifecycle { on_timeout: OnTimeout::Kill, auto_resume: false },
+        lifecycle: Lifecycle {
+            on_timeout: OnTimeout::Kill,
+            auto_resume: false,
+        },
         metadata: BTreeMap::from([("job".to_owned(), "42".to_owned())]),
         env_vars: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
         allow_internet_access: None,
@@ -170,7 +186,10 @@ pub(crate) fn state_of(sandboxes: &Sandboxes, id: &SandboxId) -> Option<PublicSt
 pub(crate) async fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
     let started = Instant::now();
     while !reached() {
-        assert!(started.elapsed() < Duration::from_secs(10), "{what} did not happen");
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{what} did not happen"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

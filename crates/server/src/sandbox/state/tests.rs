@@ -29,21 +29,36 @@ fn all_saved() -> Vec<Saved> {
 fn states() -> Vec<State> {
     let [execution, _] = executions();
     let mut all = vec![
-        State::Creating { execution: execution.clone() },
-        State::Running { execution: execution.clone() },
+        State::Creating {
+            execution: execution.clone(),
+        },
+        State::Running {
+            execution: execution.clone(),
+        },
         State::Pausing {
             execution: execution.clone(),
             target: PauseTarget::Memory { image: image('b') },
         },
-        State::Pausing { execution: execution.clone(), target: PauseTarget::Disk },
+        State::Pausing {
+            execution: execution.clone(),
+            target: PauseTarget::Disk,
+        },
         State::Killing { execution: None },
-        State::Killing { execution: Some(execution.clone()) },
+        State::Killing {
+            execution: Some(execution.clone()),
+        },
     ];
     for saved in all_saved() {
-        all.push(State::Paused { saved: saved.clone() });
+        all.push(State::Paused {
+            saved: saved.clone(),
+        });
         for from in [StartPoint::Memory, StartPoint::Disk] {
             let (execution, saved) = (execution.clone(), saved.clone());
-            all.push(State::Resuming { execution, saved, from });
+            all.push(State::Resuming {
+                execution,
+                saved,
+                from,
+            });
         }
     }
     all
@@ -53,7 +68,10 @@ fn pauses() -> Vec<PauseRequest> {
     let mut all = Vec::new();
     for mode in [PauseMode::Full, PauseMode::Filesystem] {
         for require_healthy_guest in [false, true] {
-            all.push(PauseRequest { mode, require_healthy_guest });
+            all.push(PauseRequest {
+                mode,
+                require_healthy_guest,
+            });
         }
     }
     all
@@ -61,7 +79,12 @@ fn pauses() -> Vec<PauseRequest> {
 
 fn commands() -> Vec<Command> {
     let mut all: Vec<_> = pauses().into_iter().map(Command::Pause).collect();
-    all.extend([Command::Resume, Command::Connect, Command::Kill, Command::SetDeadline]);
+    all.extend([
+        Command::Resume,
+        Command::Connect,
+        Command::Kill,
+        Command::SetDeadline,
+    ]);
     for execution in executions() {
         for reason in [ExitReason::Exited, ExitReason::OutOfMemory] {
             all.push(Command::Lost(execution.clone(), reason));
@@ -82,7 +105,10 @@ fn outcomes() -> Vec<Outcome> {
 
 fn fresh() -> FreshNames {
     let [_, execution] = executions();
-    FreshNames { execution, image: image('z') }
+    FreshNames {
+        execution,
+        image: image('z'),
+    }
 }
 
 /// The contract's concurrency matrix, one letter per answer: B begin, J join, W wait, S already
@@ -100,7 +126,10 @@ fn every_command_in_every_state_is_answered_as_the_contract_says() {
         ("killing", "NNKJN"),
     ];
     for state in states() {
-        let (_, row) = table.iter().find(|(name, _)| *name == state.name()).unwrap();
+        let (_, row) = table
+            .iter()
+            .find(|(name, _)| *name == state.name())
+            .unwrap();
         for command in commands() {
             let column = match command {
                 Command::Pause(_) => 0,
@@ -123,7 +152,11 @@ fn every_command_in_every_state_is_answered_as_the_contract_says() {
                 Decision::Refuse(Refusal::BeingKilled) => 'K',
                 Decision::Stale => '-',
             };
-            assert_eq!(row.chars().nth(column), Some(letter), "{state:?} {command:?}");
+            assert_eq!(
+                row.chars().nth(column),
+                Some(letter),
+                "{state:?} {command:?}"
+            );
         }
     }
 }
@@ -132,9 +165,10 @@ fn every_command_in_every_state_is_answered_as_the_contract_says() {
 fn the_end_of_an_execution_matters_only_to_the_run_it_belongs_to() {
     let [live, other] = executions();
     for state in states() {
-        for (execution, reason) in
-            [(&live, ExitReason::Exited), (&other, ExitReason::OutOfMemory)]
-        {
+        for (execution, reason) in [
+            (&live, ExitReason::Exited),
+            (&other, ExitReason::OutOfMemory),
+        ] {
             let decision = decide(&state, &Command::Lost(execution.clone(), reason.clone()));
             let expected = match &state {
                 State::Running { execution: running } if running == execution => {
@@ -175,9 +209,16 @@ fn whatever_is_decided_to_begin_can_begin_and_nothing_else_can() {
 fn a_resume_uses_what_is_saved_and_keeps_it_until_it_ended() {
     for saved in all_saved() {
         for from in [StartPoint::Memory, StartPoint::Disk] {
-            let paused = State::Paused { saved: saved.clone() };
+            let paused = State::Paused {
+                saved: saved.clone(),
+            };
             let begun = begin(&paused, &Transition::Resume, from, fresh()).unwrap();
-            let State::Resuming { execution, saved: kept, from: used } = &begun else {
+            let State::Resuming {
+                execution,
+                saved: kept,
+                from: used,
+            } = &begun
+            else {
                 panic!("{begun:?}")
             };
             assert_eq!(*execution, fresh().execution);
@@ -194,17 +235,29 @@ fn a_resume_uses_what_is_saved_and_keeps_it_until_it_ended() {
 #[test]
 fn a_failed_resume_leaves_the_sandbox_paused() {
     for state in states() {
-        let State::Resuming { saved, .. } = &state else { continue };
+        let State::Resuming { saved, .. } = &state else {
+            continue;
+        };
         for outcome in outcomes() {
             let next = after(&state, &outcome);
             match outcome {
                 Outcome::Done => assert!(matches!(next, Next::State(State::Running { .. }))),
                 Outcome::Undone | Outcome::ExecutionLost(_) => {
-                    assert_eq!(next, Next::State(State::Paused { saved: saved.clone() }));
+                    assert_eq!(
+                        next,
+                        Next::State(State::Paused {
+                            saved: saved.clone()
+                        })
+                    );
                 }
                 Outcome::MemoryStale => {
-                    let Next::State(State::Paused { saved: left }) = next else { panic!() };
-                    assert!(matches!(left, Saved::Disk { .. }), "stale memory must not be kept");
+                    let Next::State(State::Paused { saved: left }) = next else {
+                        panic!()
+                    };
+                    assert!(
+                        matches!(left, Saved::Disk { .. }),
+                        "stale memory must not be kept"
+                    );
                 }
             }
         }
@@ -214,13 +267,17 @@ fn a_failed_resume_leaves_the_sandbox_paused() {
 #[test]
 fn a_failed_pause_never_ends_a_sandbox() {
     for state in states() {
-        let State::Pausing { execution, .. } = &state else { continue };
+        let State::Pausing { execution, .. } = &state else {
+            continue;
+        };
         for outcome in outcomes() {
             let next = after(&state, &outcome);
             match outcome {
                 Outcome::Undone | Outcome::MemoryStale => assert_eq!(
                     next,
-                    Next::State(State::Running { execution: execution.clone() })
+                    Next::State(State::Running {
+                        execution: execution.clone()
+                    })
                 ),
                 Outcome::Done | Outcome::ExecutionLost(_) => {
                     assert!(matches!(next, Next::State(State::Paused { .. })));
@@ -286,10 +343,9 @@ fn recovery_keeps_every_announced_sandbox_and_respects_the_commit_point() {
                         };
                         assert!(kept, "{context}");
                     }
-                    (
-                        State::Pausing { .. },
-                        Recovery::CleanUp(_, Outcome::ExecutionLost(_)),
-                    ) => assert!(!alive && !committed, "{context}"),
+                    (State::Pausing { .. }, Recovery::CleanUp(_, Outcome::ExecutionLost(_))) => {
+                        assert!(!alive && !committed, "{context}")
+                    }
                     (State::Resuming { .. }, Recovery::FinishStart(_)) => {
                         assert!(alive, "{context}");
                     }
@@ -334,11 +390,11 @@ fn random_walks_keep_the_invariants() {
             } else {
                 match decide(&state, commands().choose(&mut rng).unwrap()) {
                     Decision::Begin(transition) => {
-                        let fresh =
-                            FreshNames { execution: ExecutionId::random(), image: image('c') };
-                        Next::State(
-                            begin(&state, &transition, StartPoint::Memory, fresh).unwrap(),
-                        )
+                        let fresh = FreshNames {
+                            execution: ExecutionId::random(),
+                            image: image('c'),
+                        };
+                        Next::State(begin(&state, &transition, StartPoint::Memory, fresh).unwrap())
                     }
                     _ => Next::State(state.clone()),
                 }
