@@ -23,7 +23,7 @@ HOLD = (
     "import os,time\n"
     "n=int(os.environ['MIB'])\n"
     "held=[os.urandom(1<<20) for _ in range(n)]\n"
-    "open('/tmp/held','w').write('yes')\n"
+    "open('/home/user/held','w').write('yes')\n"
     "time.sleep(1e6)\n"
 )
 
@@ -68,7 +68,7 @@ class Bare:
         self.call("run", "-detach", "-bundle", self.base, self.name())
 
     def wait_held(self):
-        while not os.path.exists(f"{self.base}/upper/tmp/held"):
+        while not os.path.exists(f"{self.base}/upper/home/user/held"):
             time.sleep(0.01)
 
     def checkpoint(self):
@@ -107,7 +107,7 @@ def held_sandbox(mib):
     if mib:
         sandbox.files.write("/home/user/hold.py", HOLD)
         sandbox.commands.run("python3 hold.py", background=True, timeout=0, envs={"MIB": str(mib)})
-        sandbox.commands.run("while [ ! -e /tmp/held ]; do sleep 0.1; done", timeout=120)
+        sandbox.commands.run("while [ ! -e /home/user/held ]; do sleep 0.1; done", timeout=120)
     return sandbox
 
 

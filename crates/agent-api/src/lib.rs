@@ -25,6 +25,10 @@ pub const HOST_PEER: &str = "169.254.0.22";
 /// SDKs switch features on by it and Python's parser rejects suffixes, so it stays a plain triple.
 pub const ENVD_VERSION: &str = "0.6.13";
 
+/// File that the engine leaves at a boot so that `/tmp` is not empty (gVisor would mount a tmpfs of
+/// its own over it); the agent removes it when it runs as PID 1.
+pub const BOOT_MARK: &str = "/tmp/.sandbase-boot";
+
 /// Path of the liveness probe of the host channel.
 pub const HEALTH_PATH: &str = "/health";
 /// Path of the initialisation call of the host channel.

@@ -75,6 +75,9 @@ async fn serve(arguments: Arguments) -> Result<(), server::BoxError> {
     if std::process::id() != 1 {
         // Started on an ordinary machine: orphans still come to us, as they do to init.
         rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?;
+    } else {
+        // Not there after a start of anything but our own engine.
+        let _absent = std::fs::remove_file(agent_api::BOOT_MARK);
     }
     let agent = Agent::new(arguments.default_user, arguments.stall_limit);
     let envd = TcpListener::bind(arguments.envd).await?;

@@ -44,6 +44,10 @@ while first is None:
 pid = first[0]
 assert int(first[1]) >= 1
 
+# /tmp is on the disk, not in memory.
+assert sandbox.commands.run("df --output=target /tmp | tail -1").stdout == "/\n"
+assert sandbox.commands.run("ls -A /tmp").stdout == ""
+
 assert sandbox.pause()
 assert not sandbox.pause(), "the second pause says that it is paused already"
 assert not sandbox.is_running()

@@ -28,6 +28,9 @@ pub const GUEST_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 
 /// The guest's default gateway; the only peer the agent's host channel accepts.
 pub const GATEWAY_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 22);
 
+/// Name of a file that a boot leaves in the guest's `/tmp` for PID 1 to remove.
+pub const TMP_MARK: &str = ".sandbase-boot";
+
 /// Runs executions. Every call has its own bounded time; none waits for ever.
 ///
 /// Calls for the same execution are never made concurrently by the server (one driver per

@@ -118,6 +118,26 @@ fn prepare(top: &Metadata, upper: &Path, work: &Path) -> io::Result<()> {
     std::fs::rename(fresh, upper)
 }
 
+/// gVisor mounts a tmpfs of its own, without a limit, over a `/tmp` that is empty at a boot: it
+/// would be memory of the sandbox, and lost by a filesystem-only pause. A mark in it prevents that;
+/// PID 1 removes it.
+pub(super) fn keep_tmp_on_disk(rootfs: &Path) -> io::Result<()> {
+    let tmp = rootfs.join("tmp");
+    if tmp.symlink_metadata().is_err() {
+        std::fs::create_dir(&tmp)?;
+        std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o1777))?;
+    }
+    // A link would lead out of the guest's tree; gVisor leaves one alone.
+    if tmp.symlink_metadata()?.is_dir() {
+        // Exclusively: the guest may have left a link of this name to a file of the host.
+        match File::create_new(tmp.join(crate::TMP_MARK)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// Whether anything in the upper has a change time after `instant`. Mounts the disk below
 /// `inspect` for the time of the look.
 pub(super) fn changed_since(

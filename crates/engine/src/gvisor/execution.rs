@@ -116,7 +116,8 @@ impl Gvisor {
     ) -> Result<Live, EngineError> {
         let id = &spec.id;
         let directory = self.paths.execution(id);
-        let (slot, mounted) = tokio::join!(self.take_slot(spec), self.mount(spec));
+        let (slot, mounted) =
+            tokio::join!(self.take_slot(spec), self.mount(spec, record.is_none()));
         let slot = slot.map_err(failed(format!("prepare the network of {id}")))?;
         mounted.map_err(failed(format!("mount the disk of {id}")))?;
 
@@ -164,13 +165,18 @@ impl Gvisor {
         .await
     }
 
-    async fn mount(&self, spec: &ExecutionSpec) -> io::Result<()> {
+    async fn mount(&self, spec: &ExecutionSpec, boots: bool) -> io::Result<()> {
         let directory = self.paths.execution(&spec.id);
         let (disk, layers) = (spec.disk.clone(), spec.layers.clone());
         let working = self.work_on(&spec.id).read_owned().await;
         blocking(move || {
             let _working = working;
-            disk::mount_rootfs(&disk, &layers, &directory.disk_mount(), &directory.rootfs())
+            disk::mount_rootfs(&disk, &layers, &directory.disk_mount(), &directory.rootfs())?;
+            if boots {
+                disk::keep_tmp_on_disk(&directory.rootfs())
+            } else {
+                Ok(())
+            }
         })
         .await
     }
