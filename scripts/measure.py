@@ -23,7 +23,7 @@ HOLD = (
     "import os,time\n"
     "n=int(os.environ['MIB'])\n"
     "held=[os.urandom(1<<20) for _ in range(n)]\n"
-    "open('/home/user/held','w').write('yes')\n"
+    "open('held','w').write('yes')\n"
     "time.sleep(1e6)\n"
 )
 
@@ -68,7 +68,7 @@ class Bare:
         self.call("run", "-detach", "-bundle", self.base, self.name())
 
     def wait_held(self):
-        while not os.path.exists(f"{self.base}/upper/home/user/held"):
+        while not os.path.exists(f"{self.base}/upper/held"):
             time.sleep(0.01)
 
     def checkpoint(self):
