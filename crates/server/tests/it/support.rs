@@ -96,8 +96,8 @@ impl Place {
             settings: Settings {
                 max_run: Duration::from_secs(3600),
                 max_running: 10,
-                agent_start_timeout: Duration::from_millis(500),
-                agent_prepare_timeout: Duration::from_millis(500),
+                agent_start_timeout: Duration::from_secs(2),
+                agent_prepare_timeout: Duration::from_secs(2),
                 free_space_reserve: 0,
             },
             templates: Templates::new(vec![Arc::new(template)]),
