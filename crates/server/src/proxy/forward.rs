@@ -22,7 +22,6 @@ use super::answer::EdgeError;
 use super::cut::{CutBody, HardClose};
 use super::dial::dial;
 use super::headers;
-use super::pool::Pool;
 use crate::sandbox::Route;
 
 /// When the connection inside breaks, the end of the whole run may be the cause; it is noticed about
@@ -32,16 +31,12 @@ const END_OF_RUN_GRACE: Duration = Duration::from_millis(500);
 /// Forwards requests.
 #[derive(Clone)]
 pub(super) struct Forwarder {
-    pool: Pool,
     tasks: TaskTracker,
 }
 
 impl Forwarder {
     pub(super) fn new(tasks: TaskTracker) -> Self {
-        Self {
-            pool: Pool::default(),
-            tasks,
-        }
+        Self { tasks }
     }
 
     /// Sends `request` to `port` and returns the answer, whose body breaks off with the run.
@@ -86,15 +81,10 @@ impl Forwarder {
         let switch = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         let request = to_upstream(request, protocol);
 
-        let mut response = if port == ENVD_PORT {
-            self.send_to_agent(route, request).await?
-        } else {
-            self.connect(route, port)
-                .await?
-                .send_request(request)
-                .await
-                .map_err(upstream)?
-        };
+        // A connection for each request: a kept one may be closed by its peer in the very moment it
+        // is used again, and a request that has left must not be sent twice.
+        let mut inside = self.connect(route, port).await?;
+        let mut response = inside.send_request(request).await.map_err(upstream)?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(switch) = switch else {
                 let problem = "it switched to another protocol without being asked";
@@ -114,32 +104,6 @@ impl Forwarder {
         Ok(Response::from_parts(parts, Body::new(body)))
     }
 
-    /// Over a kept connection if there is one. The agent may close that in the same moment; a
-    /// request that did not leave is sent again over a new one.
-    async fn send_to_agent(
-        &self,
-        route: &Route,
-        mut request: Request<Body>,
-    ) -> Result<Response<Incoming>, EdgeError> {
-        let execution = route.guest.execution();
-        while let Some(mut sender) = self.pool.take(execution) {
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    self.pool.keep(execution, sender);
-                    return Ok(response);
-                }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(upstream(error.into_error())),
-                },
-            }
-        }
-        let mut sender = self.connect(route, ENVD_PORT).await?;
-        let response = sender.send_request(request).await.map_err(upstream)?;
-        self.pool.keep(execution, sender);
-        Ok(response)
-    }
-
     async fn connect(&self, route: &Route, port: u16) -> Result<SendRequest<Body>, EdgeError> {
         let stream = dial(&route.guest, port)
             .await
@@ -147,8 +111,6 @@ impl Forwarder {
         let handshake = http1::handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(upstream)?;
         let ended = route.ended.clone();
-        let execution = route.guest.execution().clone();
-        let pool = self.pool.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 // Dropped with the run: everything that still comes from it is void.
@@ -159,7 +121,6 @@ impl Forwarder {
                     }
                 }
             }
-            pool.prune(&execution);
         });
         Ok(sender)
     }

@@ -16,7 +16,6 @@ mod cut;
 mod dial;
 mod forward;
 mod headers;
-mod pool;
 pub(crate) mod route;
 mod signature;
 

@@ -395,7 +395,7 @@ async fn trailers_are_passed_on() {
 }
 
 #[tokio::test]
-async fn connections_to_the_agent_are_kept_but_not_beyond_a_run() {
+async fn every_request_has_a_connection_of_its_own() {
     let server = Served::start().await;
     let id = server.create("").await;
     let opened = Arc::new(AtomicUsize::new(0));
@@ -418,13 +418,16 @@ async fn connections_to_the_agent_are_kept_but_not_beyond_a_run() {
         }
     });
     server.place.host.serve(AGENT, agent.await);
-    for _ in 0..3 {
-        assert_eq!(server.inside(&id, AGENT, "GET /health").await.text(), "1");
+    for number in ["1", "2", "3"] {
+        assert_eq!(
+            server.inside(&id, AGENT, "GET /health").await.text(),
+            number
+        );
     }
     server.post(&id, "pause", "").await;
     assert_not_found(&server.inside(&id, AGENT, "GET /health").await, &id);
     server.post(&id, "connect", r#"{"timeout":60}"#).await;
-    assert_eq!(server.inside(&id, AGENT, "GET /health").await.text(), "2");
+    assert_eq!(server.inside(&id, AGENT, "GET /health").await.text(), "4");
 }
 
 #[tokio::test]
