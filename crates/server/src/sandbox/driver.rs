@@ -82,8 +82,6 @@ pub(super) struct Driver {
     waiting: VecDeque<Message>,
     /// Resolves when the live execution dies.
     exit: Option<(ExecutionId, BoxFuture<'static, ExitReason>)>,
-    /// The deadline before a pause in flight set it to "now".
-    deadline_before: Option<OffsetDateTime>,
     expiry_not_before: Option<OffsetDateTime>,
 }
 
@@ -114,7 +112,6 @@ impl Driver {
             joined: Vec::new(),
             waiting: VecDeque::new(),
             exit: None,
-            deadline_before: None,
             expiry_not_before: None,
         };
         (driver, watched)
@@ -219,10 +216,6 @@ impl Driver {
         };
         let mut record = self.record.clone();
         record.state = next;
-        if matches!(transition, Transition::Pause(_) | Transition::Kill) {
-            self.deadline_before = Some(record.run.end_at);
-            record.run.end_at = OffsetDateTime::now_utc();
-        }
         if let Err(error) = self.journal(record).await {
             if let Some(message) = cause {
                 self.answer(message, Err(error));
@@ -273,19 +266,18 @@ impl Driver {
                 return None;
             }
         };
-        let was_running = matches!(self.record.state, State::Running { .. });
+        // A pause that does not happen, also one undone after a crash, leaves the run as it was.
+        let had_run = matches!(
+            self.record.state,
+            State::Running { .. } | State::Pausing { .. }
+        );
         let mut record = self.record.clone();
         record.state = next;
         match &record.state {
-            State::Running { .. } if was_running => {}
-            State::Running { .. } => match self.deadline_before.take() {
-                // A pause that did not happen gives the old deadline back.
-                Some(end_at) => record.run.end_at = end_at,
-                None => record.run = self.new_run(),
-            },
+            State::Running { .. } if had_run => {}
+            State::Running { .. } => record.run = self.new_run(),
             State::Paused { .. } => {
-                self.deadline_before = None;
-                if was_running {
+                if had_run {
                     record.run.end_at = OffsetDateTime::now_utc();
                 }
                 self.ended.cancel();
