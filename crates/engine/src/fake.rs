@@ -382,4 +382,6 @@ impl Engine for Fake {
             .unwrap_or(address);
         tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await?
     }
+
+    async fn close(&self) {}
 }

@@ -126,4 +126,9 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Connects to a TCP port of the guest's network interface, from inside its gateway namespace.
     async fn dial(&self, id: &ExecutionId, port: u16) -> io::Result<TcpStream>;
+
+    /// Gives back what the engine keeps on the host beside its executions, which go on running for
+    /// the next engine to adopt. With none left, nothing of this data directory stays on the host.
+    /// The last call of an orderly stop; starts after it fail or are slower.
+    async fn close(&self);
 }

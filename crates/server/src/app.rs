@@ -48,7 +48,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
     let tasks = TaskTracker::new();
     let sandboxes = Sandboxes::open(Parts {
-        engine,
+        engine: Arc::clone(&engine),
         db: Db::open(&data_dir.join("sandbase.db")).context("open the journal")?,
         data_dir,
         settings: config.sandbox.settings(),
@@ -78,6 +78,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::warn!("a transition did not end in time; the next start finishes or undoes it");
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+    engine.close().await;
     Ok(())
 }
 

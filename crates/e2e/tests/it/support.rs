@@ -13,7 +13,14 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// The server's default for `engine.ready_slots`.
 const READY_SLOTS: usize = 2;
 
-/// One real server at a time: leftovers are looked for machine-wide.
+/// Whether the server runs while leftovers are looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Serving {
+    Yes,
+    No,
+}
+
+/// One real server at a time: the machine is small, and some limits under test are machine-wide.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A data directory with a server that can be killed and started again.
@@ -195,10 +202,14 @@ impl Server {
 
     /// After all sandboxes were killed: nothing of them is left on this host.
     pub(crate) fn assert_nothing_left(&self) {
+        self.wait_for_nothing_left(Serving::Yes);
+    }
+
+    fn wait_for_nothing_left(&self, serving: Serving) {
         let data_dir = self.data_dir();
         let started = Instant::now();
         loop {
-            let left = self.leftovers(&data_dir);
+            let left = leftovers(&data_dir, serving);
             if left.is_empty() {
                 return;
             }
@@ -210,72 +221,90 @@ impl Server {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
 
-    fn leftovers(&self, data_dir: &Path) -> Vec<String> {
-        let mut left = Vec::new();
-        let sandboxes = std::fs::read_dir(data_dir.join("sandboxes"));
-        for entry in sandboxes.into_iter().flatten().flatten() {
-            left.push(format!("directory {}", entry.path().display()));
-        }
-        // The server's things carry a tag made from its data directory; other servers may run here.
-        let tag = tag_of(data_dir);
-        let run = Path::new("/run/sandbase").join(&tag);
-        for entry in std::fs::read_dir(run.join("executions"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            left.push(format!("execution {}", entry.path().display()));
-        }
-        for controller in ["memory", "cpu", "pids", "."] {
-            let cgroup = format!("/sys/fs/cgroup/{controller}/sandbase-{tag}");
-            for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
-                if entry.path().is_dir() {
-                    left.push(format!("cgroup {}", entry.path().display()));
-                }
-            }
-        }
-        // Namespaces of slots prepared in advance are there as long as the server is.
-        let named = |directory: &str| {
-            let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
-            names
-                .filter(|name| name.file_name().to_string_lossy().contains(&tag))
-                .count()
-        };
-        let namespaces = named("/run/netns");
-        if namespaces > 2 * READY_SLOTS {
-            left.push(format!("{namespaces} network namespaces"));
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        // runsc keeps one empty network namespace for all gofers of a server.
-        let of_server = |line: &&str| line.contains(&*run.to_string_lossy());
-        let mounts = mounts
-            .lines()
-            .filter(of_server)
-            .filter(|line| !line.contains("/null-netns "));
-        left.extend(mounts.map(|line| format!("mount {line}")));
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
-            let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains("runsc") && command.contains(&*run.to_string_lossy()) {
-                left.push(format!("process {command}"));
-            }
-        }
-        left
+/// What is there of sandboxes, and of a server that does not run any more. All of it carries a tag
+/// made from the data directory; other servers may run here.
+fn leftovers(data_dir: &Path, serving: Serving) -> Vec<String> {
+    let tag = tag_of(data_dir);
+    let run = Path::new("/run/sandbase").join(&tag);
+    let mut left = entries(&data_dir.join("sandboxes"), |_| true);
+    left.extend(entries(&run.join("executions"), |_| true));
+    for controller in ["memory", "cpu", "pids", "."] {
+        let parent = Path::new("/sys/fs/cgroup").join(controller);
+        let of_executions = parent.join(format!("sandbase-{tag}"));
+        left.extend(entries(&of_executions, |name| name.starts_with('x')));
     }
+    let of_run = |line: &&str| line.contains(&*run.to_string_lossy());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    // runsc keeps one empty network namespace for all gofers of a server.
+    let mounts = mounts
+        .lines()
+        .filter(of_run)
+        .filter(|line| serving == Serving::No || !line.contains("/null-netns "));
+    left.extend(mounts.map(|line| format!("mount {line}")));
+    for process in entries(Path::new("/proc"), |name| name.parse::<u32>().is_ok()) {
+        let command = std::fs::read(format!("{process}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains("runsc") && command.contains(&*run.to_string_lossy()) {
+            left.push(format!("process {command}"));
+        }
+    }
+    let namespaces = entries(Path::new("/run/netns"), |name| name.contains(&tag));
+    match serving {
+        // Those of slots prepared in advance are there as long as the server is.
+        Serving::Yes if namespaces.len() <= 2 * READY_SLOTS => {}
+        Serving::Yes | Serving::No => left.extend(namespaces),
+    }
+    if serving == Serving::No {
+        left.extend(entries(Path::new("/run/sandbase"), |name| name == tag));
+        let links = entries(Path::new("/sys/class/net"), |name| {
+            name.starts_with(&format!("sb{tag}"))
+        });
+        left.extend(links);
+        if table_exists(&format!("sandbase_{tag}")) {
+            left.push(format!("nft table sandbase_{tag}"));
+        }
+    }
+    left
+}
+
+fn table_exists(name: &str) -> bool {
+    let listed = Command::new("nft")
+        .args(["list", "table", "ip", name])
+        .output();
+    listed.expect("nft, which ./test installs").status.success()
+}
+
+fn entries(directory: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(&wanted))
+        .map(|entry| entry.path().display().to_string())
+        .collect()
 }
 
 impl Drop for Server {
-    /// Kills every sandbox, also after a failed test, so that the next one starts clean.
+    /// Kills every sandbox, also after a failed test, so that the next one starts clean, and stops
+    /// the server, which then leaves nothing at all.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Best effort: a failure here follows another one that is being reported.
+            let _ = self.program("kill_all.py").output();
+            if let Some(mut process) = self.process.take() {
+                let _ = rustix::process::kill_process(
+                    rustix::process::Pid::from_child(&process),
+                    rustix::process::Signal::TERM,
+                );
+                let _ = process.wait();
+            }
+            return;
+        }
         if self.process.is_none() {
             self.restart();
         }
-        // Best effort: a failure here follows another one that is being reported.
-        let _ = self.program("kill_all.py").output();
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        self.run("kill_all.py", &[]);
+        self.stop();
+        self.wait_for_nothing_left(Serving::No);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::execution::{Live, read_number};
 use super::paths::Paths;
 use super::process::{self, Process};
-use super::{Gvisor, cgroup, mounts};
+use super::{Gvisor, cgroup, mounts, network};
 use crate::{EngineError, ExecutionId, ExecutionStatus, Found};
 
 /// Network slots that executions hold, running or not. All others of this tag are free to be
@@ -29,11 +29,41 @@ pub(super) fn clear_inspections(paths: &Paths) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether any execution of this data directory is left on the host.
+pub(super) fn any_trace(paths: &Paths) -> bool {
+    !traces(paths).is_empty()
+}
+
+/// Removes what all executions of a data directory share; every engine makes it again when it
+/// opens. Nothing here can hold anything of a sandbox: directories are removed only when empty.
+pub(super) fn clear_host(paths: &Paths) {
+    let report = |what: &str, error: std::io::Error| {
+        tracing::debug!(%error, "{what} stays on the host");
+    };
+    if let Err(error) = network::clear_host(paths) {
+        report("the table of packet filter rules", error);
+    }
+    // runsc pins one empty network namespace for the gofers of all its sandboxes.
+    if let Err(error) = super::netns::remove(&paths.runsc_root().join("null-netns")) {
+        report("the network namespace of gofers", error);
+    }
+    if let Err(error) = cgroup::remove(&paths.cgroup_parent()) {
+        report("the cgroup of executions", error);
+    }
+    for directory in paths.run_directories() {
+        if let Err(error) = std::fs::remove_dir(&directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            report("a run directory", error);
+        }
+    }
+}
+
 impl Gvisor {
     pub(super) async fn find_executions(&self) -> Result<Vec<Found>, EngineError> {
         self.wait_for_commands_in_flight().await?;
         let mut found = Vec::new();
-        for id in self.traces() {
+        for id in traces(&self.paths) {
             let status = match Live::read(&self.paths.execution(&id)) {
                 // runsc takes a dead sentry that nobody has collected yet for a running one.
                 Ok(live) if !live.is_alive(&id) => ExecutionStatus::Dead,
@@ -47,29 +77,6 @@ impl Gvisor {
             found.push(Found { id, status });
         }
         Ok(found)
-    }
-
-    /// Ids of all executions that have a directory, runsc state, a mount or a cgroup.
-    fn traces(&self) -> BTreeSet<ExecutionId> {
-        let mut ids: BTreeSet<ExecutionId> = directories(&self.paths).into_iter().collect();
-        ids.extend(
-            cgroup::children(&self.paths.cgroup_parent())
-                .iter()
-                .filter_map(|name| ExecutionId::parse(name)),
-        );
-        let states = std::fs::read_dir(self.paths.runsc_root())
-            .into_iter()
-            .flatten()
-            .flatten();
-        ids.extend(states.filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let id = match name.strip_prefix("runsc-") {
-                Some(rest) => rest.strip_suffix(".sock")?,
-                None => name.split_once('_')?.0,
-            };
-            ExecutionId::parse(id)
-        }));
-        ids
     }
 
     /// A server that was killed may have left a `runsc` at work; what it does must be over before
@@ -96,6 +103,29 @@ impl Gvisor {
         }
         Ok(())
     }
+}
+
+/// Ids of all executions that have a directory, runsc state, a mount or a cgroup.
+fn traces(paths: &Paths) -> BTreeSet<ExecutionId> {
+    let mut ids: BTreeSet<ExecutionId> = directories(paths).into_iter().collect();
+    ids.extend(
+        cgroup::children(&paths.cgroup_parent())
+            .iter()
+            .filter_map(|name| ExecutionId::parse(name)),
+    );
+    let states = std::fs::read_dir(paths.runsc_root())
+        .into_iter()
+        .flatten()
+        .flatten();
+    ids.extend(states.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let id = match name.strip_prefix("runsc-") {
+            Some(rest) => rest.strip_suffix(".sock")?,
+            None => name.split_once('_')?.0,
+        };
+        ExecutionId::parse(id)
+    }));
+    ids
 }
 
 fn directories(paths: &Paths) -> Vec<ExecutionId> {

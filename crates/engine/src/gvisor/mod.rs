@@ -87,13 +87,13 @@ pub enum OpenError {
 ///
 /// An execution of an earlier server must be [adopted](Engine::adopt) before anything but
 /// [`destroy`](Engine::destroy) is asked of it; until then it counts as unknown, and
-/// [`exited`](Engine::exited) answers at once. Dropping the engine leaves all executions running, for the next one to
-/// adopt, and removes the network slots prepared in advance.
+/// [`exited`](Engine::exited) answers at once. Dropping the engine leaves all executions running, for
+/// the next one to adopt, and removes the network slots prepared in advance.
 pub struct Gvisor {
     config: Config,
     paths: Paths,
     build: EngineBuild,
-    slots: slots::SlotPool,
+    slots: Arc<slots::SlotPool>,
     dialer: netns::Dialer,
     /// Cache of what the execution directories say; an execution is in it from the begin of its
     /// start to the end of its destruction.
@@ -129,7 +129,7 @@ impl Gvisor {
             config,
             paths,
             build,
-            slots,
+            slots: Arc::new(slots),
             dialer,
             live: Mutex::new(HashMap::new()),
             work: Mutex::new(HashMap::new()),
@@ -254,6 +254,17 @@ impl Engine for Gvisor {
         self.dialer
             .dial(gateway, port, self.config.dial_timeout)
             .await
+    }
+
+    async fn close(&self) {
+        let (slots, paths) = (Arc::clone(&self.slots), self.paths.clone());
+        blocking(move || {
+            slots.close();
+            if !leftovers::any_trace(&paths) {
+                leftovers::clear_host(&paths);
+            }
+        })
+        .await;
     }
 }
 

@@ -90,6 +90,13 @@ pub(super) fn prepare_host(config: &Config, paths: &Paths) -> io::Result<()> {
     )
 }
 
+/// Takes the host's table away again.
+pub(super) fn clear_host(paths: &Paths) -> io::Result<()> {
+    let table = format!("sandbase_{}", paths.tag);
+    let script = format!("table ip {table}\ndelete table ip {table}\n");
+    netns::run_tool("nft", &["-f", "-"], &script)
+}
+
 /// Makes the namespaces of a slot, wired up and with the rules for [`NetworkPolicy::Internet`].
 pub(super) fn create(config: &Config, paths: &Paths, slot: u32) -> io::Result<()> {
     let inner = paths.netns(&inner_name(&paths.tag, slot));

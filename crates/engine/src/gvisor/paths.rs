@@ -74,6 +74,16 @@ impl Paths {
         ExecutionDir(self.executions().join(id.as_str()))
     }
 
+    /// All directories below `/run` that every engine of this data directory makes, innermost first.
+    pub(super) fn run_directories(&self) -> [PathBuf; 4] {
+        [
+            self.executions(),
+            self.inspect_dir(),
+            self.runsc_root(),
+            self.run.clone(),
+        ]
+    }
+
     /// Disks are mounted here for a look from outside.
     pub(super) fn inspect_dir(&self) -> PathBuf {
         self.run.join("inspect")

@@ -21,9 +21,13 @@ const STALE_AFTER: Duration = Duration::from_secs(60);
 /// Gives out network slots and takes them back.
 pub(super) struct SlotPool {
     shared: Arc<Shared>,
-    /// Wakes the thread that prepares slots. Dropped first, to end it.
-    wake: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// The thread that prepares slots, and what wakes it; `None` once closed.
+    preparing: Mutex<Option<Preparing>>,
+}
+
+struct Preparing {
+    wake: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
 }
 
 struct Shared {
@@ -63,8 +67,7 @@ impl SlotPool {
             })?;
         Ok(Self {
             shared,
-            wake: Some(wake),
-            thread: Some(thread),
+            preparing: Mutex::new(Some(Preparing { wake, thread })),
         })
     }
 
@@ -77,7 +80,7 @@ impl SlotPool {
     /// ready.
     pub(super) fn take(&self) -> impl FnOnce() -> io::Result<u32> + Send + 'static {
         let shared = Arc::clone(&self.shared);
-        let wake = self.wake.clone();
+        let wake = self.preparing().as_ref().map(|it| it.wake.clone());
         move || {
             let ready = shared.ready().pop();
             let slot = ready.map_or_else(|| shared.make(), Ok);
@@ -86,6 +89,26 @@ impl SlotPool {
             }
             slot
         }
+    }
+
+    /// Prepares no more slots and removes those that are ready.
+    pub(super) fn close(&self) {
+        let preparing = self.preparing().take();
+        if let Some(Preparing { wake, thread }) = preparing {
+            drop(wake);
+            let _ = thread.join();
+        }
+        for slot in std::mem::take(&mut *self.shared.ready()) {
+            if let Err(error) = self.shared.discard(slot) {
+                tracing::warn!(slot, %error, "a prepared network slot was left behind");
+            }
+        }
+    }
+
+    fn preparing(&self) -> std::sync::MutexGuard<'_, Option<Preparing>> {
+        self.preparing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,15 +124,7 @@ impl SlotReturn {
 
 impl Drop for SlotPool {
     fn drop(&mut self) {
-        drop(self.wake.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-        for slot in std::mem::take(&mut *self.shared.ready()) {
-            if let Err(error) = self.shared.discard(slot) {
-                tracing::warn!(slot, %error, "a prepared network slot was left behind");
-            }
-        }
+        self.close();
     }
 }
 

@@ -208,8 +208,11 @@ impl Host {
             ..
         } = self;
         guard.engine = None;
+        engine.close().await;
         drop(engine);
         traces::none_within(&tag, folder.path(), PATIENCE);
+        let run = PathBuf::from(format!("/run/sandbase/{tag}"));
+        assert!(!run.exists(), "{} is left behind", run.display());
     }
 }
 
