@@ -10,16 +10,21 @@ import sys
 from e2b import Sandbox
 
 PROBE = """
-import socket, sys
-for target in sys.argv[1:]:
+import concurrent.futures, socket, sys
+
+def probe(target):
     host, port = target.rsplit(":", 1)
-    probe = socket.socket()
-    probe.settimeout(2)
+    connection = socket.socket()
+    connection.settimeout(3)
     try:
-        probe.connect((host, int(port)))
-        print(target, "reached")
+        connection.connect((host, int(port)))
+        return f"{target} reached"
     except OSError as error:
-        print(target, "denied", error)
+        return f"{target} denied {error}"
+
+# All at once: a denial may be a silence of three seconds, and a host can have many addresses.
+with concurrent.futures.ThreadPoolExecutor(64) as pool:
+    print("\\n".join(pool.map(probe, sys.argv[1:])))
 """
 first, second = Sandbox.create(timeout=300), Sandbox.create(timeout=300)
 second.commands.run("python3 -m http.server 8000 --bind 0.0.0.0", background=True, timeout=0)
