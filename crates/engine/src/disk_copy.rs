@@ -1,4 +1,4 @@
-//! Copies a disk that no execution uses.
+//! Copies and shares disks that no execution writes to.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,6 +21,23 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Hard-links every file of the disk directory `from` into the new directory `to`, and makes content
+/// and links durable.
+pub(crate) fn share(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            share(&entry.path(), &target)?;
+        } else {
+            fs::hard_link(entry.path(), &target)?;
+            File::open(&target)?.sync_all()?;
+        }
+    }
+    File::open(to)?.sync_all()
 }
 
 fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
@@ -87,5 +104,22 @@ mod tests {
         let mut found = [0; 13];
         std::os::unix::fs::FileExt::read_exact_at(&copied, &mut found, 512 << 20).unwrap();
         assert_eq!(&found, b"in the middle");
+    }
+
+    #[test]
+    fn either_home_of_a_shared_disk_outlives_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (folder.path().join("a"), folder.path().join("b"));
+        fs::create_dir(&first).unwrap();
+        fs::write(first.join("disk.img"), b"content").unwrap();
+        share(&first, &second).unwrap();
+        let inode = |disk: &Path| disk.join("disk.img").metadata().unwrap().ino();
+        assert_eq!(inode(&first), inode(&second));
+        fs::remove_dir_all(first).unwrap();
+        assert_eq!(fs::read(second.join("disk.img")).unwrap(), b"content");
+        assert!(
+            share(&second, &second).is_err(),
+            "a disk in the way is refused"
+        );
     }
 }

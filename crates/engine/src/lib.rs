@@ -54,22 +54,15 @@ pub trait Engine: Send + Sync + 'static {
     /// holes stay holes and blocks are shared where the file system can.
     async fn copy_disk(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
         let (from, to) = (from.to_owned(), to.to_owned());
-        let copied = tokio::task::spawn_blocking(move || disk_copy::copy(&from, &to)).await;
-        let step = || "copying a disk".to_owned();
-        match copied {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::StorageFull => {
-                Err(EngineError::NoSpace { step: step() })
-            }
-            Ok(Err(error)) => Err(EngineError::Failed {
-                step: step(),
-                detail: error.to_string(),
-            }),
-            Err(error) => Err(EngineError::Failed {
-                step: step(),
-                detail: error.to_string(),
-            }),
-        }
+        on_disk("copying a disk", move || disk_copy::copy(&from, &to)).await
+    }
+
+    /// Gives a disk that will never be written again a second home at the directory `to`, which must
+    /// not exist. Nothing is copied, and each home can be removed without harm to the other. What
+    /// is on the disk is durable when this returns.
+    async fn share_disk(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        on_disk("sharing a disk", move || disk_copy::share(&from, &to)).await
     }
 
     /// Removes a disk that no execution uses. A missing disk is success.
@@ -131,4 +124,23 @@ pub trait Engine: Send + Sync + 'static {
     /// the next engine to adopt. With none left, nothing of this data directory stays on the host.
     /// The last call of an orderly stop; starts after it fail or are slower.
     async fn close(&self);
+}
+
+/// Runs file work on the blocking pool and names the step in its error.
+async fn on_disk(
+    step: &'static str,
+    work: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Result<(), EngineError> {
+    let detail = match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::StorageFull => {
+            return Err(EngineError::NoSpace { step: step.into() });
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    Err(EngineError::Failed {
+        step: step.into(),
+        detail,
+    })
 }

@@ -96,9 +96,13 @@ pub struct ExecutionSpec {
     pub id: ExecutionId,
     /// The kept build to start it with: that of the image when restoring.
     pub build: BuildId,
-    /// Read-only directories below the disk, topmost first.
+    /// Read-only directories at the bottom, topmost first.
     pub layers: Vec<PathBuf>,
-    /// The disk made by `create_disk`.
+    /// Sealed disks on top of the layers, topmost first: nothing is written to them, and other
+    /// executions may use the same ones.
+    #[serde(default)]
+    pub sealed: Vec<PathBuf>,
+    /// The writable disk on top of all, made by `create_disk`.
     pub disk: PathBuf,
     /// Host name inside.
     pub hostname: String,

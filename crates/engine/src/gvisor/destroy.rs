@@ -92,6 +92,10 @@ fn still_there(id: &ExecutionId, limit: Duration) -> EngineError {
 fn release(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
     mounts::unmount_and_remove(&directory.rootfs())?;
     mounts::unmount_and_remove(&directory.disk_mount())?;
+    let sealed = read_spec(directory).map_or(0, |spec| spec.sealed.len());
+    for position in 0..sealed {
+        mounts::unmount_and_remove(&directory.sealed_mount(position))?;
+    }
     // Mounts that nothing of this version makes: whatever it is, it must not be deleted into.
     for point in mounts::below(directory.path())? {
         mounts::unmount_all(&point)?;

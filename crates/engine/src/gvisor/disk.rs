@@ -12,10 +12,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use super::mounts::{self, Access};
+use super::paths::ExecutionDir;
 use super::{failed, loopdev};
 use crate::EngineError;
 
 const IMAGE: &str = "disk.img";
+/// The upper directory of the overlay, on a disk.
+const UPPER: &str = "upper";
 /// Below this the journal would take most of the disk.
 const SMALLEST: u64 = 16 << 20;
 
@@ -88,6 +91,21 @@ pub(super) fn remove(disk: &Path) -> Result<(), EngineError> {
     }
 }
 
+/// Mounts sealed disks (topmost first) and answers the layers on them.
+pub(super) fn mount_sealed(
+    sealed: &[PathBuf],
+    directory: &ExecutionDir,
+) -> io::Result<Vec<PathBuf>> {
+    let mut layers = Vec::with_capacity(sealed.len());
+    for (position, disk) in sealed.iter().enumerate() {
+        let target = directory.sealed_mount(position);
+        std::fs::create_dir(&target)?;
+        mounts::mount_disk(&image(disk), &target, Access::Sealed)?;
+        layers.push(target.join(UPPER));
+    }
+    Ok(layers)
+}
+
 /// Mounts a disk at `disk_mount` and the overlay of `layers` and the disk at `rootfs`. On failure
 /// the caller unmounts what may have been mounted.
 pub(super) fn mount_rootfs(
@@ -100,7 +118,7 @@ pub(super) fn mount_rootfs(
         .first()
         .ok_or_else(|| io::Error::other("no layer to put the disk on"))?;
     mounts::mount_disk(&image(disk), disk_mount, Access::ReadWrite)?;
-    let (upper, work) = (disk_mount.join("upper"), disk_mount.join("work"));
+    let (upper, work) = (disk_mount.join(UPPER), disk_mount.join("work"));
     if !upper.exists() {
         prepare(&top.metadata()?, &upper, &work)?;
     }
@@ -150,7 +168,7 @@ pub(super) fn changed_since(
         let target = inspect.join(format!("{:016x}", rand::random::<u64>()));
         std::fs::create_dir_all(&target)?;
         let changed = mounts::mount_disk(&image(disk), &target, Access::ReadOnly)
-            .and_then(|()| tree_changed_since(&target.join("upper"), instant));
+            .and_then(|()| tree_changed_since(&target.join(UPPER), instant));
         mounts::unmount_and_remove(&target)?;
         loopdev::wait_released(&image(disk))?;
         changed

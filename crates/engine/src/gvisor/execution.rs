@@ -167,11 +167,14 @@ impl Gvisor {
 
     async fn mount(&self, spec: &ExecutionSpec, boots: bool) -> io::Result<()> {
         let directory = self.paths.execution(&spec.id);
-        let (disk, layers) = (spec.disk.clone(), spec.layers.clone());
+        let spec = spec.clone();
         let working = self.work_on(&spec.id).read_owned().await;
         blocking(move || {
             let _working = working;
-            disk::mount_rootfs(&disk, &layers, &directory.disk_mount(), &directory.rootfs())?;
+            let mut layers = disk::mount_sealed(&spec.sealed, &directory)?;
+            layers.extend(spec.layers);
+            let (disk_mount, rootfs) = (directory.disk_mount(), directory.rootfs());
+            disk::mount_rootfs(&spec.disk, &layers, &disk_mount, &rootfs)?;
             if boots {
                 disk::keep_tmp_on_disk(&directory.rootfs())
             } else {

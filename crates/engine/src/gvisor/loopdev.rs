@@ -1,8 +1,10 @@
 //! Loop devices for disk images.
 //!
-//! Two loop devices on one image would be two ext4 drivers writing over each other. The guard is an
-//! exclusive `flock` on the very open file that the device is given: the kernel keeps that file
-//! open, and so the lock held, exactly as long as the device is attached.
+//! Two writing loop devices on one image would be two ext4 drivers writing over each other. The
+//! guard is a `flock` on the very open file that the device is given: exclusive for a device that
+//! writes, shared for those that only read. The kernel keeps that file open, and so the lock held,
+//! exactly as long as the device is attached. The lock belongs to the inode: another name of the
+//! image is no way around it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,9 +15,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::mounts::Access;
+
 const LOOP_CONTROL: &str = "/dev/loop-control";
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Sector size of the device. Direct I/O must be aligned to the host disk's sectors, and no disk
@@ -62,19 +67,25 @@ pub(super) struct LoopDevice {
 }
 
 /// Attaches an image with direct I/O where the filesystem below can, buffered elsewhere. Waits
-/// (bounded) for an earlier device of the same image to go away.
-pub(super) fn attach(image: &Path) -> io::Result<LoopDevice> {
-    let file = lock(image)?;
+/// (bounded) for an earlier device of the same image to go away that is in the way.
+pub(super) fn attach(image: &Path, access: Access) -> io::Result<LoopDevice> {
+    let file = lock(image, access)?;
+    let writes = access != Access::Sealed;
+    let flags = if writes {
+        LO_FLAGS_AUTOCLEAR
+    } else {
+        LO_FLAGS_AUTOCLEAR | LO_FLAGS_READ_ONLY
+    };
     let mut last = io::Error::other("no free loop device");
     for _ in 0..ATTEMPTS {
         let path = free_device()?;
-        let device = OpenOptions::new().read(true).write(true).open(&path)?;
-        let direct = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+        let device = OpenOptions::new().read(true).write(writes).open(&path)?;
+        let direct = flags | LO_FLAGS_DIRECT_IO;
         let attached = configure(device.as_raw_fd(), file.as_raw_fd(), direct).or_else(|error| {
             if error.raw_os_error() == Some(libc::EBUSY) {
                 return Err(error);
             }
-            configure(device.as_raw_fd(), file.as_raw_fd(), LO_FLAGS_AUTOCLEAR)
+            configure(device.as_raw_fd(), file.as_raw_fd(), flags)
         });
         match attached {
             Ok(()) => {
@@ -93,22 +104,27 @@ pub(super) fn attach(image: &Path) -> io::Result<LoopDevice> {
 
 /// Returns when no device holds the image any more.
 pub(super) fn wait_released(image: &Path) -> io::Result<()> {
-    match lock(image) {
+    match lock(image, Access::ReadWrite) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-fn lock(image: &Path) -> io::Result<File> {
+fn lock(image: &Path, access: Access) -> io::Result<File> {
+    let (writes, kind) = match access {
+        // Looking at a disk may replay its journal.
+        Access::ReadWrite | Access::ReadOnly => (true, FlockOperation::NonBlockingLockExclusive),
+        Access::Sealed => (false, FlockOperation::NonBlockingLockShared),
+    };
     let file = OpenOptions::new()
         .read(true)
-        .write(true)
+        .write(writes)
         .custom_flags(libc::O_CLOEXEC)
         .open(image)?;
     let deadline = Instant::now() + RELEASE_LIMIT;
     loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&file, kind) {
             Ok(()) => return Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                 std::thread::sleep(RELEASE_POLL);

@@ -5,7 +5,8 @@
 //! run_dir/runsc/                              runsc's own state (`--root`)
 //! run_dir/executions/<id>/                    everything of one execution, see `paths`
 //!        ├── disk    ext4 of disk.img, through a loop device: upper/ and work/
-//!        ├── rootfs  overlay of the layers and the disk: the guest's root
+//!        ├── sealed-N  the same of a sealed disk, read-only
+//!        ├── rootfs  overlay of the layers, the sealed disks and the disk: the guest's root
 //!        └── bundle/config.json, spec.json, slot, pid
 //! /run/netns/sb-<tag>-<slot>-{in,gw}          the namespaces of a network slot
 //! cgroup /sandbase-<tag>/<id>

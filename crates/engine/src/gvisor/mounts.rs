@@ -23,13 +23,15 @@ pub(super) enum Access {
     ReadWrite,
     /// Still replays the journal after a crash: without that the tree would be a stale one.
     ReadOnly,
+    /// Nothing at all is written, not even a journal replayed; others may mount the image, too.
+    Sealed,
 }
 
 /// Mounts a disk image at `target`, which must exist.
 pub(super) fn mount_disk(image: &Path, target: &Path, access: Access) -> io::Result<()> {
-    let device = loopdev::attach(image)?;
+    let device = loopdev::attach(image, access)?;
     let mut flags = MountFlags::NOATIME | MountFlags::NODEV;
-    if access == Access::ReadOnly {
+    if access != Access::ReadWrite {
         flags |= MountFlags::RDONLY;
     }
     // noinit_itable: the image is sparse, so its inode tables are zero already; the kernel's lazy

@@ -121,6 +121,10 @@ impl ExecutionDir {
     pub(super) fn disk_mount(&self) -> PathBuf {
         self.0.join("disk")
     }
+    /// Mount point of a sealed disk; 0 is the topmost.
+    pub(super) fn sealed_mount(&self, position: usize) -> PathBuf {
+        self.0.join(format!("sealed-{position}"))
+    }
     /// Mount point of the overlay.
     pub(super) fn rootfs(&self) -> PathBuf {
         self.0.join("rootfs")

@@ -94,6 +94,7 @@ impl Host {
             id: ExecutionId::random(),
             build: self.engine.build().id.clone(),
             layers: vec![self.rootfs.clone()],
+            sealed: Vec::new(),
             disk: self.path(disk),
             hostname: "sandbox".to_owned(),
             limits: Limits {

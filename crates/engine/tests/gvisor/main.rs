@@ -19,6 +19,7 @@ mod limits;
 #[cfg(test)]
 mod networks;
 #[cfg(test)]
+mod sealed;
 mod survival;
 #[cfg(test)]
 mod traces;

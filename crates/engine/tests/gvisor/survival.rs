@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::host::Host;
 
 /// Sets up one of everything in the guest.
-const SET_UP: &str = r#"
+pub(crate) const SET_UP: &str = r#"
 import fcntl, select, signal, subprocess, struct, mmap, uuid
 # Files: appended, in the middle, open but unlinked, locked, and on tmpfs.
 log = open("/var/log/test.log", "a+"); log.write("one\n"); log.flush()
@@ -33,7 +33,7 @@ random = os.urandom(8)
 r = os.getpid()
 "#;
 
-const LOOK: &str = r#"
+pub(crate) const LOOK: &str = r#"
 log.write("two\n"); log.flush(); log.seek(0)
 gone.seek(0); shell.stdin.write(b"echo $X\n"); shell.stdin.flush()
 near.sendall(b"a"); unix_near.sendall(b"b"); pair[0].sendall(b"c"); timer.start()
