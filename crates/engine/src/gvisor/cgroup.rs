@@ -53,7 +53,9 @@ pub(super) fn processes(cgroup: &str) -> Vec<i32> {
 pub(super) fn remove(cgroup: &str) -> io::Result<()> {
     for directory in directories(cgroup) {
         match std::fs::remove_dir(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(super::mounts::about("remove", &directory, error));
+            }
             _ => {}
         }
     }

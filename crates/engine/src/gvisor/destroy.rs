@@ -114,11 +114,11 @@ fn release(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
 
 /// Processes that have just ended may keep a cgroup busy for a moment.
 fn remove_cgroup(group: &str) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + Duration::from_secs(15);
     loop {
         match cgroup::remove(group) {
             Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
             {
                 std::thread::sleep(POLL);
             }

@@ -11,8 +11,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::loopdev;
 
-/// How long a mount may stay busy after its last user ended.
-const BUSY_LIMIT: Duration = Duration::from_secs(3);
+/// How long a mount may stay busy after its last user ended: on a loaded machine the kernel takes
+/// some seconds to let go.
+const BUSY_LIMIT: Duration = Duration::from_secs(15);
 const BUSY_POLL: Duration = Duration::from_millis(5);
 /// The kernel takes one page of mount options.
 const OPTIONS_LIMIT: usize = 4095;
@@ -101,7 +102,9 @@ fn escape(path: &Path, options: &mut Vec<u8>) {
 pub(super) fn unmount_and_remove(target: &Path) -> io::Result<()> {
     unmount_all(target)?;
     match std::fs::remove_dir(target) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(about("remove", target, error))
+        }
         _ => Ok(()),
     }
 }
@@ -118,9 +121,14 @@ pub(super) fn unmount_all(target: &Path) -> io::Result<()> {
             Err(rustix::io::Errno::BUSY) if Instant::now() < deadline => {
                 std::thread::sleep(BUSY_POLL);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(about("unmount", target, error.into())),
         }
     }
+}
+
+/// Names what an error is about; the kind stays.
+pub(super) fn about(step: &str, path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{step} {}: {error}", path.display()))
 }
 
 /// Makes everything written to the filesystem at `path` durable.
