@@ -12,10 +12,10 @@ mod response;
 
 pub use error::ErrorBody;
 pub use request::{
-    AutoResume, ConnectSandbox, ExtendTimeout, NewSandbox, NewSandboxNetwork, PauseSandbox,
-    ResumeSandbox, SetTimeout,
+    AutoResume, ConnectSandbox, ExtendTimeout, ForkSandbox, NewSandbox, NewSandboxNetwork,
+    NewSnapshot, PauseSandbox, ResumeSandbox, RollbackSandbox, SetTimeout,
 };
 pub use response::{
-    ListedSandbox, PauseMode, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout,
-    SandboxState, VolumeMount,
+    Fork, ListedSandbox, PauseMode, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout,
+    SandboxState, SnapshotInfo, VolumeMount,
 };

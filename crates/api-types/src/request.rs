@@ -121,6 +121,35 @@ pub struct PauseSandbox {
     pub require_healthy_guest: Option<bool>,
 }
 
+/// How to make a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NewSnapshot {
+    /// What to call it: `[<namespace>/]<name>[:<tag>]`. A snapshot that had this name and tag before
+    /// is replaced.
+    pub name: Option<String>,
+    /// False keeps files only: sandboxes made from it are booted. Default: true.
+    pub memory: Option<bool>,
+}
+
+/// How to fork a sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForkSandbox {
+    /// Seconds until the forks are killed or paused, counted from when each is ready. Default: 15.
+    #[schema(minimum = 0)]
+    pub timeout: Option<i32>,
+    /// How many forks. Default: 1.
+    #[schema(minimum = 1, maximum = 100)]
+    pub count: Option<i32>,
+}
+
+/// What to go back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RollbackSandbox {
+    /// A snapshot that was made of this very sandbox: its id or name.
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: String,
+}
+
 /// A new deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SetTimeout {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+use crate::ErrorBody;
+
 /// What a client needs to talk to a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
@@ -172,4 +174,36 @@ pub struct VolumeMount {
     pub name: String,
     /// Where it is mounted.
     pub path: String,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotInfo {
+    /// What to give as `templateID` to create a sandbox from it.
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: String,
+    /// Its name, if it has one, without the tag.
+    pub names: Vec<String>,
+    /// The sandbox it was made of, which may be gone.
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// Whether it has memory; sandboxes made from one without are booted.
+    pub memory: bool,
+}
+
+/// One fork: exactly one of the two is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Fork {
+    /// The new sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub sandbox: Option<Sandbox>,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub error: Option<ErrorBody>,
 }

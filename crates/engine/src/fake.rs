@@ -10,6 +10,7 @@ mod guest;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -253,11 +254,18 @@ impl Engine for Fake {
                 spec.disk.display()
             ));
         }
+        let links = fs::metadata(spec.disk.join(DISK_FILE)).map(|metadata| metadata.nlink());
+        if links.is_ok_and(|links| links > 1) {
+            self.host
+                .violated(format!("{} writes to a shared disk", spec.id));
+        }
+        let mut disks: Vec<_> = spec.sealed.iter().rev().cloned().collect();
+        disks.push(spec.disk.clone());
         let silent = self.host.meet(Call::Agent);
         let prepare_fails = self.host.meet(Call::Prepare);
         let mut guest = match from {
-            StartFrom::Boot => FakeGuest::boot(&spec.disk, silent, prepare_fails),
-            StartFrom::Image(image) => FakeGuest::restore(&spec.disk, image, silent, prepare_fails)
+            StartFrom::Boot => FakeGuest::boot(disks, silent, prepare_fails),
+            StartFrom::Image(image) => FakeGuest::restore(disks, image, silent, prepare_fails)
                 .map(|(guest, fits)| {
                     if !fits {
                         self.host

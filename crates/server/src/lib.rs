@@ -9,4 +9,5 @@ pub mod listener;
 pub mod proxy;
 mod random;
 pub mod sandbox;
+pub mod snapshots;
 pub mod template;

@@ -149,6 +149,22 @@ impl Images {
         Ok(manifest)
     }
 
+    /// Gives a committed image a name in `to`, too, without copying it: both are the same files, and
+    /// each can be deleted without harm to the other. One that is there already stays.
+    pub fn share(&self, id: &ImageId, to: &Images) -> Result<(), ImageError> {
+        if to.is_committed(id) {
+            return Ok(());
+        }
+        let manifest = self.check(id)?;
+        let staging = to.stage(id)?;
+        let names = manifest.files.iter().map(|file| file.name.as_str());
+        for name in names.chain([MANIFEST]) {
+            let target = staging.staging.join(name);
+            fs::hard_link(self.path(id).join(name), &target).map_err(io_error("link", &target))?;
+        }
+        staging.publish()
+    }
+
     /// Bytes of all files of a committed image.
     pub fn size_bytes(&self, id: &ImageId) -> Result<u64, ImageError> {
         Ok(self
@@ -183,13 +199,13 @@ impl Images {
         Ok(())
     }
 
-    /// Deletes all staging directories and every image but `keep`: what crashes leave behind. No
+    /// Deletes all staging directories and every image but these: what crashes leave behind. No
     /// execution may be reading one of them.
-    pub fn sweep(&self, keep: Option<&ImageId>) -> Result<(), ImageError> {
+    pub fn sweep(&self, keep: &[ImageId]) -> Result<(), ImageError> {
         for name in self
             .names()?
             .iter()
-            .filter(|name| keep.is_none_or(|id| *name != id.as_str()))
+            .filter(|name| keep.iter().all(|id| *name != id.as_str()))
         {
             remove(&self.directory.join(name))?;
         }
@@ -260,10 +276,15 @@ impl Staging {
             .map_err(|error| io_error("encode", &path)(io::Error::other(error)))?;
         fs::write(&path, text).map_err(io_error("write", &path))?;
         sync(&path)?;
+        self.publish()?;
+        Ok(manifest)
+    }
+
+    /// The commit point.
+    fn publish(self) -> Result<(), ImageError> {
         sync(&self.staging)?;
         fs::rename(&self.staging, &self.target).map_err(io_error("rename to", &self.target))?;
-        sync(&self.parent)?;
-        Ok(manifest)
+        sync(&self.parent)
     }
 
     /// Gives up and removes what was written.
@@ -401,9 +422,23 @@ mod tests {
         let images = Images::new(folder.path().to_owned());
         let (kept, old) = (committed(&images), committed(&images));
         let abandoned = images.stage(&ImageId::random()).unwrap();
-        images.sweep(Some(&kept)).unwrap();
+        images.sweep(std::slice::from_ref(&kept)).unwrap();
         assert!(images.is_committed(&kept));
         assert!(!images.is_committed(&old));
         assert!(!abandoned.path().exists());
+    }
+
+    #[test]
+    fn a_shared_image_outlives_its_first_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Images::new(folder.path().join("a"));
+        let second = Images::new(folder.path().join("b"));
+        let id = committed(&first);
+        first.share(&id, &second).unwrap();
+        first.share(&id, &second).unwrap();
+        first.delete(&id).unwrap();
+        second.check(&id).unwrap();
+        let missing = first.share(&id, &Images::new(folder.path().join("c")));
+        assert!(matches!(missing, Err(ImageError::Missing(_))));
     }
 }

@@ -17,7 +17,8 @@ const IMAGE_FILE: &str = "checkpoint.img";
 
 /// One fake guest: a counter, a disk, and a server that plays the agent.
 pub(super) struct FakeGuest {
-    disk: PathBuf,
+    /// What it stands on, the disk it writes to last.
+    disks: Vec<PathBuf>,
     shared: Arc<Shared>,
     address: SocketAddr,
     end: watch::Sender<Option<ExitReason>>,
@@ -33,14 +34,18 @@ struct Shared {
 
 impl FakeGuest {
     /// Starts with an empty memory.
-    pub(super) fn boot(disk: &Path, silent: bool, prepare_fails: bool) -> io::Result<Self> {
-        Self::spawn(disk, 0, silent, prepare_fails)
+    pub(super) fn boot(
+        disks: Vec<PathBuf>,
+        silent: bool,
+        prepare_fails: bool,
+    ) -> io::Result<Self> {
+        Self::spawn(disks, 0, silent, prepare_fails)
     }
 
-    /// Starts with the memory of an image. The flag says whether the disk is the one it was taken
-    /// with.
+    /// Starts with the memory of an image. The flag says whether the disks hold what they held when
+    /// it was taken.
     pub(super) fn restore(
-        disk: &Path,
+        disks: Vec<PathBuf>,
         image: &Path,
         silent: bool,
         prepare_fails: bool,
@@ -49,11 +54,16 @@ impl FakeGuest {
         let mut words = text.split(' ');
         let memory = words.next().and_then(|word| word.parse().ok());
         let memory = memory.ok_or_else(|| io::Error::other("the image is unreadable"))?;
-        let fits = words.next() == Some(&disk_state(disk)?);
-        Ok((Self::spawn(disk, memory, silent, prepare_fails)?, fits))
+        let fits = words.next() == Some(&disk_state(&disks)?);
+        Ok((Self::spawn(disks, memory, silent, prepare_fails)?, fits))
     }
 
-    fn spawn(disk: &Path, memory: u64, silent: bool, prepare_fails: bool) -> io::Result<Self> {
+    fn spawn(
+        disks: Vec<PathBuf>,
+        memory: u64,
+        silent: bool,
+        prepare_fails: bool,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -75,7 +85,7 @@ impl FakeGuest {
         });
         let (end, _) = watch::channel(None);
         Ok(Self {
-            disk: disk.to_owned(),
+            disks,
             shared,
             address,
             end,
@@ -87,7 +97,7 @@ impl FakeGuest {
     }
 
     pub(super) fn uses(&self, disk: &Path) -> bool {
-        self.disk == disk && !self.is_dead()
+        self.disks.last().is_some_and(|own| own == disk) && !self.is_dead()
     }
 
     /// Counts on in memory and on disk; false when it cannot execute.
@@ -96,9 +106,10 @@ impl FakeGuest {
             return false;
         }
         let now = self.shared.memory.fetch_add(1, Ordering::SeqCst) + 1;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(self.disk.join(DISK_FILE));
+        let Some(disk) = self.disks.last() else {
+            return false;
+        };
+        let file = OpenOptions::new().append(true).open(disk.join(DISK_FILE));
         file.and_then(|mut file| writeln!(file, "{now}")).is_ok()
     }
 
@@ -143,7 +154,7 @@ impl FakeGuest {
         let text = format!(
             "{} {} {}",
             self.memory(),
-            disk_state(&self.disk)?,
+            disk_state(&self.disks)?,
             rand::random::<u64>()
         );
         fs::write(image.join(IMAGE_FILE), &text)?;
@@ -151,9 +162,12 @@ impl FakeGuest {
     }
 }
 
-/// What a disk holds, in one word.
-fn disk_state(disk: &Path) -> io::Result<String> {
-    let content = fs::read(disk.join(DISK_FILE))?;
+/// What disks hold together, in one word.
+fn disk_state(disks: &[PathBuf]) -> io::Result<String> {
+    let mut content = Vec::new();
+    for disk in disks {
+        content.extend(fs::read(disk.join(DISK_FILE))?);
+    }
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in &content {
         hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);

@@ -83,9 +83,13 @@ impl ApiError {
 
 fn of_sandbox(error: &SandboxError) -> (StatusCode, Retry) {
     match error {
-        SandboxError::NotFound(_) | SandboxError::TemplateNotFound(_) => {
-            (StatusCode::NOT_FOUND, Retry::Unsaid)
+        SandboxError::NotFound(_)
+        | SandboxError::TemplateNotFound(_)
+        | SandboxError::SnapshotNotFound(_) => (StatusCode::NOT_FOUND, Retry::Unsaid),
+        SandboxError::SnapshotOfAnother(_) | SandboxError::SnapshotInUse { .. } => {
+            (StatusCode::BAD_REQUEST, Retry::Unsaid)
         }
+        SandboxError::ForkOfPaused(_) => (StatusCode::CONFLICT, Retry::Unsaid),
         // To upstream's timeout, refresh, network and snapshot calls a paused sandbox does not exist.
         SandboxError::Paused(_) => (StatusCode::NOT_FOUND, Retry::Unsaid),
         SandboxError::AlreadyPaused(_)
@@ -113,6 +117,10 @@ fn of_pause(error: &SandboxError) -> (StatusCode, Retry) {
         SandboxError::NotFound(_)
         | SandboxError::Paused(_)
         | SandboxError::TemplateNotFound(_)
+        | SandboxError::SnapshotNotFound(_)
+        | SandboxError::SnapshotOfAnother(_)
+        | SandboxError::SnapshotInUse { .. }
+        | SandboxError::ForkOfPaused(_)
         | SandboxError::TimeoutTooLong { .. }
         | SandboxError::TooMany(_)
         | SandboxError::NoSpace(_)
@@ -122,16 +130,24 @@ fn of_pause(error: &SandboxError) -> (StatusCode, Retry) {
     }
 }
 
+impl ApiError {
+    /// What clients are told.
+    pub(super) fn body(&self) -> ErrorBody {
+        let (status, _) = self.answer();
+        ErrorBody {
+            code: status.as_u16(),
+            message: self.to_string(),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, retry) = self.answer();
         if status.is_server_error() {
             tracing::warn!(status = status.as_u16(), error = %self, "an API request failed");
         }
-        let body = ErrorBody {
-            code: status.as_u16(),
-            message: self.to_string(),
-        };
+        let body = self.body();
         let mut response = (status, Json(body)).into_response();
         match retry {
             Retry::Unsaid => {}

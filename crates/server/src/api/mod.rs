@@ -17,6 +17,8 @@ mod list_query;
 mod openapi;
 pub(crate) mod query;
 mod router;
+mod snapshot_query;
+mod snapshots;
 mod state;
 mod view;
 

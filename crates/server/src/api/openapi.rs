@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::handlers;
+use super::{handlers, snapshots};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,11 +29,17 @@ use super::handlers;
         handlers::resume,
         handlers::set_timeout,
         handlers::extend,
+        snapshots::create,
+        snapshots::list,
+        snapshots::delete,
+        snapshots::fork,
+        snapshots::rollback,
     ),
     security(("apiKey" = []), ("bearer" = [])),
     modifiers(&Security),
     tags(
         (name = "sandboxes", description = "Sandboxes and their lifecycle"),
+        (name = "snapshots", description = "Snapshots of sandboxes, and what is made from them"),
         (name = "server", description = "The server itself"),
     ),
 )]

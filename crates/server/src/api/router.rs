@@ -9,19 +9,16 @@ use axum::routing::{MethodFilter, delete, get, on, post};
 use http::header::CONTENT_TYPE;
 use tower::ServiceExt;
 
-use super::{ApiError, HttpState, cors, handlers, openapi};
+use super::{ApiError, HttpState, cors, handlers, openapi, snapshots};
 
 /// Operations that upstream has and this server has not; docs/api.md tells more. Any other unknown
 /// path is not upstream's either.
 const NOT_IMPLEMENTED: &[&str] = &[
     "GET /sandboxes/metrics",
-    "POST /sandboxes/{sandboxID}/snapshots",
-    "POST /sandboxes/{sandboxID}/fork",
     "PUT /sandboxes/{sandboxID}/network",
     "GET /sandboxes/{sandboxID}/metrics",
     "GET /sandboxes/{sandboxID}/logs",
     "GET /v2/sandboxes/{sandboxID}/logs",
-    "GET /snapshots",
     "GET /templates",
     "POST /templates",
     "GET /v2/templates",
@@ -29,7 +26,6 @@ const NOT_IMPLEMENTED: &[&str] = &[
     "POST /v3/templates",
     "GET /templates/{templateID}",
     "POST /templates/{templateID}",
-    "DELETE /templates/{templateID}",
     "PATCH /templates/{templateID}",
     "PATCH /v2/templates/{templateID}",
     "GET /templates/{templateID}/files/{hash}",
@@ -141,6 +137,11 @@ fn routes() -> Router<HttpState> {
             post(handlers::set_timeout),
         )
         .route("/sandboxes/{sandboxID}/refreshes", post(handlers::extend))
+        .route("/sandboxes/{sandboxID}/snapshots", post(snapshots::create))
+        .route("/sandboxes/{sandboxID}/fork", post(snapshots::fork))
+        .route("/sandboxes/{sandboxID}/rollback", post(snapshots::rollback))
+        .route("/snapshots", get(snapshots::list))
+        .route("/templates/{templateID}", delete(snapshots::delete))
 }
 
 fn not_implemented(mut router: Router<HttpState>) -> Router<HttpState> {

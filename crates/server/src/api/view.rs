@@ -2,9 +2,11 @@
 
 use api_types::{
     ListedSandbox, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout, SandboxState,
+    SnapshotInfo,
 };
 
 use crate::sandbox::{Lifecycle, OnTimeout, PauseMode, PublicState, SandboxView};
+use crate::snapshots::{Snapshot, SnapshotName};
 
 /// Old clients refuse a sandbox without one; it means nothing.
 const CLIENT_ID: &str = "6532622b";
@@ -60,6 +62,20 @@ pub(super) fn listed(view: SandboxView) -> ListedSandbox {
         disk_size_mb: view.disk_size_mb,
         metadata: view.metadata,
         volume_mounts: Vec::new(),
+    }
+}
+
+pub(super) fn snapshot(snapshot: &Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        snapshot_id: snapshot.reference(),
+        names: snapshot
+            .name
+            .iter()
+            .map(SnapshotName::without_tag)
+            .collect(),
+        sandbox_id: snapshot.source.to_string(),
+        created_at: snapshot.created_at,
+        memory: snapshot.image.is_some(),
     }
 }
 

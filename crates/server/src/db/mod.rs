@@ -1,6 +1,7 @@
 //! The journal: SQLite in the data directory, written before every side effect.
 
 mod sandboxes;
+mod snapshots;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +17,20 @@ CREATE TABLE sandboxes (
     generation INTEGER NOT NULL,
     state      TEXT    NOT NULL,
     spec       TEXT    NOT NULL,
+    disks      TEXT    NOT NULL,
     started_at INTEGER NOT NULL, -- nanoseconds since the epoch
     end_at     INTEGER NOT NULL  -- nanoseconds since the epoch
 ) STRICT;
+CREATE TABLE snapshots (
+    id         TEXT    NOT NULL PRIMARY KEY,
+    created_at INTEGER NOT NULL, -- nanoseconds since the epoch
+    source     TEXT    NOT NULL, -- a sandbox, which may be gone
+    name       TEXT,
+    tag        TEXT,
+    usage      TEXT    NOT NULL, -- listed, fork, deleting
+    spec       TEXT    NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX snapshot_names ON snapshots (name, tag) WHERE usage = 'listed';
 ";
 
 /// A failed use of the journal.

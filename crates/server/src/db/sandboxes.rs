@@ -10,15 +10,15 @@ impl Db {
     /// Adds a sandbox with its first generation.
     pub async fn insert(&self, record: Record) -> Result<(), DbError> {
         self.run(move |connection| {
-            let (state, spec) = encode(&record)?;
             connection.execute(
-                "INSERT INTO sandboxes (id, generation, state, spec, started_at, end_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO sandboxes (id, generation, state, spec, disks, started_at, end_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                 params![
                     record.id.as_str(),
                     record.generation,
-                    state,
-                    spec,
+                    encode(&record, &record.state)?,
+                    encode(&record, &record.spec)?,
+                    encode(&record, &record.disks)?,
                     nanoseconds(record.run.started_at),
                     nanoseconds(record.run.end_at),
                 ],
@@ -28,28 +28,10 @@ impl Db {
         .await
     }
 
-    /// Writes state and times of a record whose generation is one above the stored one.
+    /// Writes state, disks and times of a record whose generation is one above the stored one.
     pub async fn update(&self, record: Record) -> Result<(), DbError> {
-        self.run(move |connection| {
-            let (state, _) = encode(&record)?;
-            let changed = connection.execute(
-                "UPDATE sandboxes SET generation = ?2, state = ?3, started_at = ?4, end_at = ?5
-                 WHERE id = ?1 AND generation = ?2 - 1",
-                params![
-                    record.id.as_str(),
-                    record.generation,
-                    state,
-                    nanoseconds(record.run.started_at),
-                    nanoseconds(record.run.end_at),
-                ],
-            )?;
-            if changed == 1 {
-                Ok(())
-            } else {
-                Err(DbError::Outdated(record.id.to_string()))
-            }
-        })
-        .await
+        self.run(move |connection| update(connection, &record))
+            .await
     }
 
     /// Forgets a sandbox. An unknown one is success.
@@ -67,9 +49,30 @@ impl Db {
     }
 }
 
+/// See [`Db::update`].
+pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbError> {
+    let changed = connection.execute(
+        "UPDATE sandboxes SET generation = ?2, state = ?3, disks = ?4, started_at = ?5, end_at = ?6
+         WHERE id = ?1 AND generation = ?2 - 1",
+        params![
+            record.id.as_str(),
+            record.generation,
+            encode(record, &record.state)?,
+            encode(record, &record.disks)?,
+            nanoseconds(record.run.started_at),
+            nanoseconds(record.run.end_at),
+        ],
+    )?;
+    if changed == 1 {
+        Ok(())
+    } else {
+        Err(DbError::Outdated(record.id.to_string()))
+    }
+}
+
 fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {
     let mut statement = connection
-        .prepare("SELECT id, generation, state, spec, started_at, end_at FROM sandboxes")?;
+        .prepare("SELECT id, generation, state, spec, disks, started_at, end_at FROM sandboxes")?;
     let mut rows = statement.query([])?;
     let mut records = Vec::new();
     while let Some(row) = rows.next()? {
@@ -80,31 +83,30 @@ fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {
         };
         let state: String = row.get(2)?;
         let spec: String = row.get(3)?;
+        let disks: String = row.get(4)?;
         records.push(Record {
             id: SandboxId::parse(&id).ok_or_else(|| unreadable("its id"))?,
             generation: row.get(1)?,
             state: serde_json::from_str(&state).map_err(|e| unreadable(&e.to_string()))?,
             spec: serde_json::from_str(&spec).map_err(|e| unreadable(&e.to_string()))?,
+            disks: serde_json::from_str(&disks).map_err(|e| unreadable(&e.to_string()))?,
             run: Run {
-                started_at: instant(row.get(4)?).ok_or_else(|| unreadable("its start"))?,
-                end_at: instant(row.get(5)?).ok_or_else(|| unreadable("its deadline"))?,
+                started_at: instant(row.get(5)?).ok_or_else(|| unreadable("its start"))?,
+                end_at: instant(row.get(6)?).ok_or_else(|| unreadable("its deadline"))?,
             },
         });
     }
     Ok(records)
 }
 
-fn encode(record: &Record) -> Result<(String, String), DbError> {
-    let unwritable = |error: serde_json::Error| DbError::Unreadable {
+fn encode(record: &Record, part: &impl serde::Serialize) -> Result<String, DbError> {
+    serde_json::to_string(part).map_err(|error| DbError::Unreadable {
         id: record.id.to_string(),
         what: error.to_string(),
-    };
-    let state = serde_json::to_string(&record.state).map_err(unwritable)?;
-    let spec = serde_json::to_string(&record.spec).map_err(unwritable)?;
-    Ok((state, spec))
+    })
 }
 
-fn nanoseconds(instant: OffsetDateTime) -> i64 {
+pub(super) fn nanoseconds(instant: OffsetDateTime) -> i64 {
     i64::try_from(instant.unix_timestamp_nanos()).unwrap_or(i64::MAX)
 }
 

@@ -92,16 +92,20 @@ fn resume_failed(error: &SandboxError, target: &Target, browser: ForBrowser) -> 
         SandboxError::NotFound(_)
         | SandboxError::Paused(_)
         | SandboxError::BeingKilled(_)
-        | SandboxError::TemplateNotFound(_) => {
+        | SandboxError::TemplateNotFound(_)
+        | SandboxError::SnapshotNotFound(_) => {
             return EdgeError::NotFound.answer(target, browser);
         }
         SandboxError::Busy(_)
         | SandboxError::AlreadyPaused(_)
-        | SandboxError::AlreadyRunning(_) => StatusCode::CONFLICT,
+        | SandboxError::AlreadyRunning(_)
+        | SandboxError::ForkOfPaused(_) => StatusCode::CONFLICT,
         SandboxError::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
         SandboxError::TimeoutTooLong { .. }
         | SandboxError::NoSpace(_)
         | SandboxError::GuestUnresponsive(_)
+        | SandboxError::SnapshotOfAnother(_)
+        | SandboxError::SnapshotInUse { .. }
         | SandboxError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         SandboxError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
     };

@@ -11,6 +11,7 @@ use super::files::SandboxFiles;
 use super::{Faults, Record};
 use crate::db::Db;
 use crate::guest::Guest;
+use crate::snapshots::Snapshots;
 
 /// Bounds of the lifecycle, from the configuration.
 #[derive(Clone, Debug)]
@@ -33,6 +34,7 @@ pub(super) struct Context {
     pub(super) db: Db,
     pub(super) data_dir: PathBuf,
     pub(super) settings: Settings,
+    pub(super) snapshots: Snapshots,
     pub(super) faults: Faults,
     pub(super) tasks: TaskTracker,
 }
@@ -40,6 +42,11 @@ pub(super) struct Context {
 impl Context {
     pub(super) fn files(&self, record: &Record) -> SandboxFiles {
         SandboxFiles::new(&self.data_dir, &record.id)
+    }
+
+    /// The disk that a sandbox writes to.
+    pub(super) fn own_disk(&self, record: &Record) -> PathBuf {
+        self.files(record).own_disk(&record.disks)
     }
 
     pub(super) fn guest(&self, execution: &ExecutionId) -> Guest {
@@ -63,7 +70,13 @@ impl Context {
                 .iter()
                 .map(|layer| self.data_dir.join(layer))
                 .collect(),
-            disk: self.files(record).disk(),
+            sealed: record
+                .disks
+                .sealed
+                .iter()
+                .map(|id| self.files(record).disks().path(id))
+                .collect(),
+            disk: self.own_disk(record),
             hostname: record.id.to_string(),
             limits: record.spec.limits,
             network: record.spec.network(),

@@ -18,13 +18,16 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::registry::{Connected, Live};
 use super::state::{
-    self, Command, Decision, FreshNames, Next, Outcome, Refusal, StartPoint, State, Transition,
+    self, Command, Decision, FreshNames, Next, Outcome, Refusal, RollbackStep, RollbackTarget,
+    SnapshotStep, StartPoint, State, Transition,
 };
 use super::transition::{Cause, Ended, blocking, destroy};
 use super::{
-    OnTimeout, PauseRequest, Record, ResumeFrom, Run, SandboxError, SandboxView, kill, pause,
-    resume,
+    Disks, OnTimeout, PauseRequest, Record, ResumeFrom, Run, SandboxError, SandboxView,
+    SnapshotRequest, kill, pause, resume, rollback, seal,
 };
+use crate::db::DbError;
+use crate::snapshots::{Snapshot, SnapshotId};
 
 /// After a pause at the deadline failed, it is tried again this much later.
 const EXPIRY_RETRY: Duration = Duration::from_secs(10);
@@ -44,12 +47,34 @@ pub(super) enum Request {
     Kill,
     SetTimeout(Duration),
     Extend(Duration),
+    Snapshot(SnapshotRequest),
+    Rollback(Arc<Snapshot>),
     /// The answer to a create; never sent, only joined.
     Created,
 }
 
 /// What the driver answers.
-pub(super) type Answer = Result<(Option<SandboxView>, Connected), SandboxError>;
+pub(super) type Answer = Result<Answered, SandboxError>;
+
+/// What became of a request.
+#[derive(Clone, Debug)]
+pub(super) struct Answered {
+    /// The sandbox now; `None` when it is gone.
+    pub(super) view: Option<SandboxView>,
+    pub(super) connected: Connected,
+    /// The snapshot that was asked for.
+    pub(super) snapshot: Option<Arc<Snapshot>>,
+}
+
+impl Answered {
+    fn new(view: Option<SandboxView>, connected: Connected) -> Self {
+        Self {
+            view,
+            connected,
+            snapshot: None,
+        }
+    }
+}
 
 /// A request with the way back to its caller, who may have left.
 pub(super) struct Message {
@@ -80,6 +105,10 @@ pub(super) struct Driver {
     recovering: bool,
     joined: Vec<Message>,
     waiting: VecDeque<Message>,
+    /// What went wrong first in the transition in flight, which may have several steps.
+    cause: Option<Cause>,
+    /// The snapshot that the transition in flight has committed.
+    made: Option<Arc<Snapshot>>,
     /// Resolves when the live execution dies.
     exit: Option<(ExecutionId, BoxFuture<'static, ExitReason>)>,
     expiry_not_before: Option<OffsetDateTime>,
@@ -111,6 +140,8 @@ impl Driver {
             recovering: false,
             joined: Vec::new(),
             waiting: VecDeque::new(),
+            cause: None,
+            made: None,
             exit: None,
             expiry_not_before: None,
         };
@@ -138,7 +169,6 @@ impl Driver {
                 biased;
                 ended = maybe(self.work.as_mut()) => {
                     self.work = None;
-                    self.recovering = false;
                     if self.finish(ended).await.is_none() {
                         return;
                     }
@@ -164,6 +194,11 @@ impl Driver {
             Request::Connect { .. } => Command::Connect,
             Request::Kill => Command::Kill,
             Request::SetTimeout(_) | Request::Extend(_) => Command::SetDeadline,
+            Request::Snapshot(_) => Command::Snapshot,
+            Request::Rollback(snapshot) => Command::Rollback(RollbackTarget {
+                snapshot: snapshot.id.clone(),
+                saved: rollback::saved_in(snapshot),
+            }),
             Request::Created => return,
         };
         match state::decide(&self.record.state, &command) {
@@ -196,19 +231,27 @@ impl Driver {
             ) => StartPoint::Disk,
             Some(_) | None => StartPoint::Memory,
         };
-        if matches!(transition, Transition::Resume)
-            && let Err(error) = self
-                .live
-                .admit(&self.record.id, self.context.settings.max_running)
-        {
-            if let Some(message) = cause {
-                self.answer(message, Err(error));
-            }
-            return;
-        }
+        // Kept until the record with the new execution is published.
+        let admitted = match transition {
+            Transition::Resume => match self.live.admit(self.context.settings.max_running) {
+                Ok(admission) => Some(admission),
+                Err(error) => {
+                    if let Some(message) = cause {
+                        self.answer(message, Err(error));
+                    }
+                    return;
+                }
+            },
+            Transition::Pause(_)
+            | Transition::Kill
+            | Transition::Snapshot
+            | Transition::Rollback(_)
+            | Transition::Lose(_) => None,
+        };
         let fresh = FreshNames {
             execution: ExecutionId::random(),
             image: ImageId::random(),
+            snapshot: SnapshotId::random(),
         };
         let Some(next) = state::begin(&self.record.state, &transition, from, fresh) else {
             tracing::error!(sandbox.id = %self.record.id, ?transition, state = self.record.state.name(), "a transition does not begin in this state");
@@ -222,35 +265,79 @@ impl Driver {
             }
             return;
         }
+        drop(admitted);
         if matches!(transition, Transition::Kill) {
             self.ended.cancel();
         }
         self.exit = None;
         self.joined.extend(cause);
-        self.work = Some(self.work_for(&transition));
+        self.work = self.work_for(Some(&transition));
     }
 
-    fn work_for(&self, transition: &Transition) -> Work {
+    /// What has to be done in this state; `None` in those that last.
+    fn work_for(&self, transition: Option<&Transition>) -> Option<Work> {
         let (context, record) = (Arc::clone(&self.context), self.record.clone());
-        match (self.record.state.clone(), transition) {
-            (State::Pausing { execution, target }, Transition::Pause(request)) => {
-                Box::pin(pause::pause(context, record, execution, target, *request))
+        Some(match self.record.state.clone() {
+            State::Pausing { execution, target } => {
+                let request = match transition {
+                    Some(Transition::Pause(request)) => *request,
+                    Some(_) | None => return None,
+                };
+                Box::pin(pause::pause(context, record, execution, target, request))
             }
-            (
-                State::Resuming {
-                    execution,
-                    saved,
-                    from,
+            State::Resuming {
+                execution,
+                saved,
+                from,
+            } => Box::pin(resume::resume(context, record, execution, saved, from)),
+            State::Snapshotting { snapshot, step } => match step {
+                SnapshotStep::Saving {
+                    execution, image, ..
+                } => Box::pin(pause::save(context, record, execution, image)),
+                SnapshotStep::Sealing { saved, .. } => match self.snapshot_request() {
+                    Some(request) => {
+                        Box::pin(seal::seal(context, record, snapshot, saved, request))
+                    }
+                    // A crash took whoever asked for it.
+                    None => Box::pin(seal::abandon(context, record, snapshot)),
                 },
-                _,
-            ) => Box::pin(resume::resume(context, record, execution, saved, from)),
-            (State::Killing { execution }, _) => Box::pin(kill::kill(context, record, execution)),
-            (state, _) => {
-                // `begin` made this state; there is no work for stable ones.
-                tracing::error!(state = state.name(), "no work for this state");
-                Box::pin(async { Ended::done() })
-            }
-        }
+            },
+            State::RollingBack { snapshot, step } => match step {
+                RollbackStep::Staging { .. } => {
+                    let target = self
+                        .joined
+                        .iter()
+                        .find_map(|message| match &message.request {
+                            Request::Rollback(snapshot) => Some(Arc::clone(snapshot)),
+                            _ => None,
+                        })?;
+                    Box::pin(rollback::stage(context, record, target))
+                }
+                RollbackStep::Replacing {
+                    execution, saved, ..
+                } => Box::pin(rollback::replace(
+                    context, record, snapshot, execution, saved,
+                )),
+            },
+            State::Restarting { execution, saved } => Box::pin(resume::resume(
+                context,
+                record,
+                execution,
+                saved,
+                StartPoint::Memory,
+            )),
+            State::Killing { execution } => Box::pin(kill::kill(context, record, execution)),
+            State::Creating { .. } | State::Running { .. } | State::Paused { .. } => return None,
+        })
+    }
+
+    fn snapshot_request(&self) -> Option<SnapshotRequest> {
+        self.joined
+            .iter()
+            .find_map(|message| match &message.request {
+                Request::Snapshot(request) => Some(request.clone()),
+                _ => None,
+            })
     }
 
     /// Takes the result of the work in flight. `None` when the sandbox is gone.
@@ -259,49 +346,129 @@ impl Driver {
         if let Some(cause) = &ended.cause {
             tracing::warn!(sandbox.id = %self.record.id, from, error = %cause, outcome = ?ended.outcome, "a transition did not reach its goal");
         }
-        let next = match state::after(&self.record.state, &ended.outcome) {
-            Next::State(next) => next,
-            Next::Gone => {
-                self.leave(&ended).await;
-                return None;
-            }
-        };
-        // A pause that does not happen, also one undone after a crash, leaves the run as it was.
-        let had_run = matches!(
-            self.record.state,
-            State::Running { .. } | State::Pausing { .. }
-        );
-        let mut record = self.record.clone();
-        record.state = next;
-        match &record.state {
-            State::Running { .. } if had_run => {}
-            State::Running { .. } => record.run = self.new_run(),
-            State::Paused { .. } => {
-                if had_run {
-                    record.run.end_at = OffsetDateTime::now_utc();
+        let Ended {
+            mut outcome,
+            cause,
+            disks,
+            snapshot,
+        } = ended;
+        self.cause = self.cause.take().or(cause);
+        let mut committed = false;
+        if let Some(disks) = disks {
+            match self.commit(&outcome, disks, snapshot).await {
+                Ok(()) => committed = true,
+                Err(error) => {
+                    self.cause = Some(error);
+                    outcome = Outcome::Undone;
                 }
-                self.ended.cancel();
             }
-            State::Creating { .. }
-            | State::Pausing { .. }
-            | State::Resuming { .. }
-            | State::Killing { .. } => {}
         }
-        // The side effects are done, so the sandbox is in this state even if the journal cannot be
-        // written; what it holds leads a restart to the same state.
-        if self.journal(record.clone()).await.is_err() {
-            self.record = record;
-            self.publish();
+        if !committed {
+            let Some(record) = self.record_after(&outcome) else {
+                self.leave(&outcome).await;
+                return None;
+            };
+            // The side effects are done, so the sandbox is in this state even if the journal cannot
+            // be written; what it holds leads a restart to the same state.
+            if self.journal(record.clone()).await.is_err() {
+                self.record = record;
+                self.publish();
+            }
         }
+        if let Some(work) = self.work_for(None) {
+            self.work = Some(work);
+            return Some(());
+        }
+        self.recovering = false;
         self.enter_run();
+        let (cause, made) = (self.cause.take(), self.made.take());
         for message in std::mem::take(&mut self.joined) {
-            let answer = self.answer_to(&message.request, &ended);
+            let answer = self.answer_to(&message.request, &outcome, cause.as_ref(), made.as_ref());
             self.answer(message, answer);
         }
         for message in std::mem::take(&mut self.waiting) {
             self.handle(message).await;
         }
         Some(())
+    }
+
+    /// The record that an outcome leads to, and the end of the current run if it is one. `None` when
+    /// the sandbox is gone.
+    fn record_after(&mut self, outcome: &Outcome) -> Option<Record> {
+        let mut record = self.record.clone();
+        record.state = match state::after(&self.record.state, outcome) {
+            Next::State(next) => next,
+            Next::Gone => return None,
+        };
+        let ran = self.record.state.counts_as_running();
+        match &record.state {
+            State::Running { .. } => {
+                // A pause that does not happen, also one undone after a crash, leaves the run as it
+                // was; so do snapshots and rollbacks.
+                if !ran {
+                    record.run = self.new_run();
+                }
+                record.disks.fresh = false;
+            }
+            State::Paused { .. } if ran => record.run.end_at = OffsetDateTime::now_utc(),
+            State::Paused { .. }
+            | State::Creating { .. }
+            | State::Pausing { .. }
+            | State::Resuming { .. }
+            | State::Snapshotting { .. }
+            | State::RollingBack { .. }
+            | State::Restarting { .. }
+            | State::Killing { .. } => {}
+        }
+        if record.state.execution() != self.record.state.execution() {
+            self.ended.cancel();
+        }
+        Some(record)
+    }
+
+    /// Writes the entry by which the sandbox comes to stand on other disks, together with the
+    /// snapshot that was made of the old ones. Until it is written nothing has happened: an error
+    /// leaves all as it was.
+    async fn commit(
+        &mut self,
+        outcome: &Outcome,
+        disks: Disks,
+        snapshot: Option<Snapshot>,
+    ) -> Result<(), Cause> {
+        let before = self.record.clone();
+        let Some(mut record) = self.record_after(outcome) else {
+            return Ok(());
+        };
+        record.disks = disks;
+        let written = match snapshot.clone() {
+            Some(snapshot) => self.journal_with(record, snapshot).await,
+            None => self.journal(record).await,
+        };
+        match (written, snapshot) {
+            (Ok(()), Some(snapshot)) => {
+                let made = Arc::new(snapshot);
+                self.context.snapshots.committed(Arc::clone(&made)).await;
+                self.made = Some(made);
+                Ok(())
+            }
+            (Ok(()), None) => {
+                // Only a rollback comes here: what it goes back from ends now.
+                self.ended.cancel();
+                Ok(())
+            }
+            (Err(error), snapshot) => {
+                match snapshot {
+                    Some(snapshot) => {
+                        seal::remove(&self.context, &before, &snapshot.id).await;
+                    }
+                    None => rollback::unstage(&self.context, &before).await,
+                }
+                Err(Cause::Io {
+                    step: "commit",
+                    source: std::io::Error::other(error),
+                })
+            }
+        }
     }
 
     fn new_run(&self) -> Run {
@@ -317,13 +484,21 @@ impl Driver {
                 | Request::Kill
                 | Request::SetTimeout(_)
                 | Request::Extend(_)
+                | Request::Snapshot(_)
+                | Request::Rollback(_)
                 | Request::Created => None,
             });
         let timeout = asked.max().unwrap_or(self.record.spec.create_timeout);
         Run::starting_now(timeout, longest)
     }
 
-    fn answer_to(&self, request: &Request, ended: &Ended) -> Answer {
+    fn answer_to(
+        &self,
+        request: &Request,
+        outcome: &Outcome,
+        cause: Option<&Cause>,
+        made: Option<&Arc<Snapshot>>,
+    ) -> Answer {
         let view = self.record.view();
         let id = || self.record.id.clone();
         let reached = match request {
@@ -331,10 +506,17 @@ impl Driver {
             Request::Resume { .. } | Request::Connect { .. } | Request::Created => {
                 matches!(self.record.state, State::Running { .. })
             }
+            Request::Snapshot(_) => made.is_some(),
+            Request::Rollback(_) => cause.is_none(),
             Request::Kill | Request::SetTimeout(_) | Request::Extend(_) => true,
         };
-        if reached && ended.outcome == Outcome::Done {
-            return Ok((view, Connected::Resumed));
+        // A committed snapshot is there, whatever became of its source afterwards.
+        if reached && (made.is_some() || *outcome == Outcome::Done) {
+            return Ok(Answered {
+                view,
+                connected: Connected::Resumed,
+                snapshot: made.cloned(),
+            });
         }
         let left_as = match view.map(|view| view.state) {
             Some(super::PublicState::Running) => "running as before",
@@ -345,16 +527,18 @@ impl Driver {
             Request::Pause(_) => "pause",
             Request::Resume { .. } | Request::Connect { .. } => "resume",
             Request::Created => "create",
+            Request::Snapshot(_) => "snapshot",
+            Request::Rollback(_) => "rollback",
             Request::Kill => "kill",
             Request::SetTimeout(_) | Request::Extend(_) => "change of the deadline",
         };
-        Err(match (&ended.cause, request) {
+        Err(match (cause, request) {
             (Some(Cause::NoSpace(text)), _) => SandboxError::NoSpace(text.clone()),
             (Some(Cause::AgentSilent(_)), Request::Pause(_)) => {
                 SandboxError::GuestUnresponsive(id())
             }
             (cause, _) => {
-                let cause = cause.as_ref().map_or_else(
+                let cause = cause.map_or_else(
                     || "the execution ended by itself".to_owned(),
                     |cause| cause.to_string(),
                 );
@@ -368,15 +552,16 @@ impl Driver {
     }
 
     /// The sandbox is gone: nobody finds it any more, everybody waiting is told.
-    async fn leave(&mut self, ended: &Ended) {
+    async fn leave(&mut self, outcome: &Outcome) {
         self.ended.cancel();
         self.live.remove(&self.record.id);
         tracing::info!(sandbox.id = %self.record.id, from = self.record.state.name(), to = "gone", "sandbox changed its state");
         self.inbox.close();
+        let cause = self.cause.take();
         for message in std::mem::take(&mut self.joined) {
             let answer = match &message.request {
-                Request::Kill => Ok((None, Connected::AlreadyRunning)),
-                request => self.answer_to(request, ended),
+                Request::Kill => Ok(Answered::new(None, Connected::AlreadyRunning)),
+                request => self.answer_to(request, outcome, cause.as_ref(), None),
             };
             self.answer(message, answer);
         }
@@ -386,7 +571,7 @@ impl Driver {
         }
         for message in late {
             let answer = match &message.request {
-                Request::Kill => Ok((None, Connected::AlreadyRunning)),
+                Request::Kill => Ok(Answered::new(None, Connected::AlreadyRunning)),
                 _ => Err(SandboxError::NotFound(self.record.id.clone())),
             };
             self.answer(message, answer);
@@ -405,10 +590,7 @@ impl Driver {
         let context = Arc::clone(&self.context);
         self.work = Some(Box::pin(async move {
             destroy(&context, &execution).await;
-            Ended {
-                outcome: Outcome::ExecutionLost(reason),
-                cause: None,
-            }
+            Ended::with(Outcome::ExecutionLost(reason))
         }));
     }
 
@@ -420,7 +602,12 @@ impl Driver {
             Request::Extend(timeout) | Request::Connect { timeout, .. } => {
                 record.run.extend(timeout, longest);
             }
-            Request::Pause(_) | Request::Resume { .. } | Request::Kill | Request::Created => {}
+            Request::Pause(_)
+            | Request::Resume { .. }
+            | Request::Kill
+            | Request::Snapshot(_)
+            | Request::Rollback(_)
+            | Request::Created => {}
         }
         let changed = record.run != self.record.run;
         let answer = if changed {
@@ -429,7 +616,7 @@ impl Driver {
             Ok(())
         };
         self.expiry_not_before = None;
-        let answer = answer.map(|()| (self.record.view(), Connected::AlreadyRunning));
+        let answer = answer.map(|()| Answered::new(self.record.view(), Connected::AlreadyRunning));
         self.answer(message, answer);
     }
 
@@ -489,9 +676,32 @@ impl Driver {
 
     /// Writes the record with the next generation and publishes it.
     async fn journal(&mut self, mut record: Record) -> Result<(), SandboxError> {
-        let from = self.record.state.name();
         record.generation = self.record.generation + 1;
-        if let Err(error) = self.context.db.update(record.clone()).await {
+        let written = self.context.db.update(record.clone()).await;
+        self.written(record, written)
+    }
+
+    /// Like [`journal`](Self::journal), with a snapshot in the same transaction.
+    async fn journal_with(
+        &mut self,
+        mut record: Record,
+        snapshot: Snapshot,
+    ) -> Result<(), SandboxError> {
+        record.generation = self.record.generation + 1;
+        let written = self
+            .context
+            .db
+            .commit_snapshot(record.clone(), snapshot)
+            .await;
+        self.written(record, written)
+    }
+
+    fn written(
+        &mut self,
+        record: Record,
+        written: Result<(), DbError>,
+    ) -> Result<(), SandboxError> {
+        if let Err(error) = written {
             let cause = format!("the journal cannot be written: {error:?}");
             tracing::error!(sandbox.id = %record.id, error = cause, "nothing was begun");
             return Err(SandboxError::Failed {
@@ -500,8 +710,9 @@ impl Driver {
                 cause,
             });
         }
-        if from != record.state.name() {
-            tracing::info!(sandbox.id = %record.id, from, to = record.state.name(), "sandbox changed its state");
+        let (from, to) = (self.record.state.name(), record.state.name());
+        if from != to {
+            tracing::info!(sandbox.id = %record.id, from, to, "sandbox changed its state");
         }
         self.record = record;
         self.publish();

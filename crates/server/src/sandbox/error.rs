@@ -26,6 +26,25 @@ pub enum SandboxError {
     /// No template of that name.
     #[error("template '{0}' was not found")]
     TemplateNotFound(String),
+    /// No snapshot of that name.
+    #[error("snapshot '{0}' was not found")]
+    SnapshotNotFound(String),
+    /// A rollback to what another sandbox was.
+    #[error("snapshot '{0}' was made of another sandbox; create a new sandbox from it instead")]
+    SnapshotOfAnother(String),
+    /// A snapshot that sandboxes were made from.
+    #[error(
+        "snapshot '{snapshot}' cannot be deleted: sandbox \"{sandbox}\" was created from it; kill it first"
+    )]
+    SnapshotInUse {
+        /// The snapshot.
+        snapshot: String,
+        /// One of the sandboxes.
+        sandbox: SandboxId,
+    },
+    /// Fork of a paused one.
+    #[error("Sandbox \"{0}\" is paused; resume it before forking it")]
+    ForkOfPaused(SandboxId),
     /// The requested time is longer than the maximum run length.
     #[error("timeout of {asked} s is longer than the maximum of {most} s")]
     TimeoutTooLong {

@@ -38,6 +38,22 @@ pub enum Step {
     ResumeAgent,
     /// resume: it is up; before this is journaled.
     ResumePublish,
+    /// snapshot: the sandbox is saved; before anything of the snapshot exists.
+    SnapshotLink,
+    /// snapshot: its files are linked; before the source's next disk is made.
+    SnapshotDisk,
+    /// snapshot: before its directory gets its name.
+    SnapshotFinish,
+    /// snapshot: complete; before its row is written, which commits it.
+    SnapshotCommit,
+    /// rollback: after the journal entry, before anything is linked.
+    RollbackLink,
+    /// rollback: all is there; before the journal entry that commits it.
+    RollbackCommit,
+    /// rollback: committed; before the execution of before is destroyed.
+    RollbackDestroy,
+    /// rollback: before the files of before are deleted.
+    RollbackSweep,
     /// kill: after the journal entry.
     KillDestroy,
     /// kill: before its files are deleted.
@@ -48,7 +64,7 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Step; 19] = [
+    pub const ALL: [Step; 27] = [
         Step::CreateDirectory,
         Step::CreateDisk,
         Step::CreateStart,
@@ -65,6 +81,14 @@ impl Step {
         Step::ResumeStart,
         Step::ResumeAgent,
         Step::ResumePublish,
+        Step::SnapshotLink,
+        Step::SnapshotDisk,
+        Step::SnapshotFinish,
+        Step::SnapshotCommit,
+        Step::RollbackLink,
+        Step::RollbackCommit,
+        Step::RollbackDestroy,
+        Step::RollbackSweep,
         Step::KillDestroy,
         Step::KillFiles,
         Step::KillForget,

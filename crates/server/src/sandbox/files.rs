@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use snapshot::Images;
 
 use super::SandboxId;
+use super::disks::{DiskFolder, Disks};
 
 /// The directory of one sandbox: all it owns, so that deleting it deletes the sandbox.
 ///
 /// ```text
-/// sandboxes/<id>/disk/      the writable disk (the engine's)
+/// sandboxes/<id>/disks/     the disks it stands on (the engine's)
 /// sandboxes/<id>/images/    memory images
 /// ```
 #[derive(Clone, Debug)]
@@ -35,9 +36,14 @@ impl SandboxFiles {
         &self.root
     }
 
-    /// The writable disk.
-    pub(super) fn disk(&self) -> PathBuf {
-        self.root.join("disk")
+    /// Its disks, the sealed ones too.
+    pub(super) fn disks(&self) -> DiskFolder {
+        DiskFolder::new(self.root.join("disks"))
+    }
+
+    /// The disk it writes to.
+    pub(super) fn own_disk(&self, disks: &Disks) -> PathBuf {
+        self.disks().path(&disks.own)
     }
 
     /// Its memory images.

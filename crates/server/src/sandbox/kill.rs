@@ -8,6 +8,7 @@ use engine::ExecutionId;
 
 use super::Record;
 use super::context::Context;
+use super::disks::remove_tree;
 use super::faults::Step;
 use super::transition::{Cause, Ended, blocking, destroy};
 
@@ -43,9 +44,12 @@ async fn attempt(
     }
     context.faults.reach(Step::KillFiles).await?;
     let files = context.files(record);
-    context.engine.remove_disk(&files.disk()).await?;
+    context
+        .engine
+        .remove_disk(&context.own_disk(record))
+        .await?;
     let root = files.root().to_owned();
-    blocking(move || remove_all(&root))
+    blocking(move || remove_tree(&root))
         .await
         .map_err(|source| Cause::Io {
             step: "delete the sandbox's directory",
@@ -57,11 +61,4 @@ async fn attempt(
         step: "delete the sandbox's record",
         source: io::Error::other(error),
     })
-}
-
-fn remove_all(path: &std::path::Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`state`] decides, purely. One [`driver`] task per sandbox carries out what is decided and is
 //! the only writer of its record; [`registry`] finds the driver of an id. The transitions
-//! themselves are in [`create`], [`pause`], [`resume`] and [`kill`].
+//! themselves are in [`create`], [`pause`], [`resume`], [`seal`], [`rollback`] and [`kill`].
 //!
 //! Invariants, each with a test in `tests/it/lifecycle.rs`:
 //!
@@ -16,6 +16,7 @@
 
 mod context;
 mod create;
+mod disks;
 mod driver;
 mod error;
 mod faults;
@@ -28,11 +29,16 @@ mod record;
 mod recovery;
 mod registry;
 mod resume;
+mod rollback;
+mod seal;
 pub mod state;
 mod transition;
 mod view;
 
+use crate::snapshots::SnapshotId;
 pub use context::Settings;
+pub(crate) use disks::remove_tree;
+pub use disks::{DiskFolder, DiskId, Disks};
 pub use error::SandboxError;
 pub use faults::{Fault, Faults, Step};
 pub use id::SandboxId;
@@ -40,5 +46,5 @@ pub use record::{Record, Run, SandboxSpec};
 pub use registry::{Connected, Parts, Sandboxes};
 pub use view::{
     CreateRequest, Lifecycle, OnTimeout, PauseMode, PauseRequest, PublicState, ResumeFrom, Route,
-    SandboxView,
+    SandboxView, SnapshotRequest,
 };

@@ -11,7 +11,7 @@ use super::context::Context;
 use super::faults::Step;
 use super::state::{Outcome, PauseTarget};
 use super::transition::{Cause, Ended, blocking, dead, destroy};
-use super::{PauseRequest, Record};
+use super::{PauseMode, PauseRequest, Record};
 
 /// Space an image may need beyond the resident memory: the engine's own state.
 const IMAGE_OVERHEAD_BYTES: u64 = 64 << 20;
@@ -36,6 +36,21 @@ pub(super) async fn pause(
     }
     finish(&context, &record, &execution, &target).await;
     Ended::done()
+}
+
+/// Saves a running sandbox for a snapshot: all that a pause does.
+pub(super) async fn save(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    image: ImageId,
+) -> Ended {
+    let request = PauseRequest {
+        mode: PauseMode::Full,
+        require_healthy_guest: false,
+    };
+    let target = PauseTarget::Memory { image };
+    pause(context, record, execution, target, request).await
 }
 
 async fn save_memory(
@@ -154,10 +169,10 @@ async fn finish(context: &Context, record: &Record, execution: &ExecutionId, tar
     destroy(context, execution).await;
     let images = context.files(record).images();
     let keep = match target {
-        PauseTarget::Memory { image } => Some(image.clone()),
-        PauseTarget::Disk => None,
+        PauseTarget::Memory { image } => vec![image.clone()],
+        PauseTarget::Disk => Vec::new(),
     };
-    if let Err(error) = blocking(move || images.sweep(keep.as_ref())).await {
+    if let Err(error) = blocking(move || images.sweep(&keep)).await {
         tracing::warn!(sandbox.id = %record.id, %error, "an old image could not be removed");
     }
     retry_fault(context, Step::PausePublish).await;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use snapshot::ImageId;
 use time::OffsetDateTime;
 
-use super::state::{DiskReason, PauseTarget, Saved, State};
-use super::{Lifecycle, PauseMode, PublicState, SandboxId, SandboxView};
+use super::state::{Before, DiskReason, PauseTarget, RollbackStep, Saved, SnapshotStep, State};
+use super::{Disks, Lifecycle, PauseMode, PublicState, SandboxId, SandboxView};
 
 /// Everything fixed at create; carried unchanged through every pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,8 @@ pub struct Record {
     pub state: State,
     /// What it is.
     pub spec: SandboxSpec,
+    /// What it stands on.
+    pub disks: Disks,
     /// When it runs.
     pub run: Run,
 }
@@ -111,6 +113,12 @@ impl Record {
             State::Paused { saved } | State::Resuming { saved, .. } => {
                 (PublicState::Paused, Some(saved.mode()))
             }
+            State::Snapshotting { .. } | State::RollingBack { .. } | State::Restarting { .. } => {
+                match self.state.saved_at_rest() {
+                    Some(saved) => (PublicState::Paused, Some(saved.mode())),
+                    None => (PublicState::Running, None),
+                }
+            }
         };
         Some(SandboxView {
             id: self.id.clone(),
@@ -130,39 +138,56 @@ impl Record {
         })
     }
 
-    /// The image that must be kept in this state.
-    pub fn image(&self) -> Option<&ImageId> {
-        match &self.state {
-            State::Paused {
-                saved: Saved::Memory { image },
-            }
-            | State::Resuming {
-                saved: Saved::Memory { image },
+    /// The images that must be kept in this state.
+    pub fn images(&self) -> Vec<&ImageId> {
+        let saved = match &self.state {
+            State::Paused { saved }
+            | State::Resuming { saved, .. }
+            | State::Restarting { saved, .. }
+            | State::Snapshotting {
+                step: SnapshotStep::Sealing { saved, .. },
                 ..
             }
-            | State::Pausing {
+            | State::RollingBack {
+                step: RollbackStep::Replacing { saved, .. },
+                ..
+            } => vec![saved],
+            State::RollingBack {
+                step: RollbackStep::Staging { before, saved, .. },
+                ..
+            } => match before {
+                Before::Running { .. } => vec![saved],
+                Before::Paused { saved: before } => vec![before, saved],
+            },
+            State::Pausing {
                 target: PauseTarget::Memory { image },
                 ..
-            } => Some(image),
-            State::Paused {
-                saved: Saved::Disk { .. },
             }
-            | State::Resuming {
-                saved: Saved::Disk { .. },
+            | State::Snapshotting {
+                step: SnapshotStep::Saving { image, .. },
                 ..
-            }
-            | State::Pausing {
+            } => return vec![image],
+            State::Pausing {
                 target: PauseTarget::Disk,
                 ..
             }
             | State::Creating { .. }
             | State::Running { .. }
-            | State::Killing { .. } => None,
-        }
+            | State::Killing { .. } => Vec::new(),
+        };
+        saved.into_iter().filter_map(Saved::image).collect()
     }
 }
 
 impl Saved {
+    /// The memory image, if there is one.
+    pub fn image(&self) -> Option<&ImageId> {
+        match self {
+            Saved::Memory { image } => Some(image),
+            Saved::Disk { .. } => None,
+        }
+    }
+
     /// In the words of the API.
     pub fn mode(&self) -> PauseMode {
         match self {

@@ -9,9 +9,11 @@ use super::context::Context;
 use super::driver::Work;
 use super::files::SandboxFiles;
 use super::registry::OpenError;
-use super::state::{self, Outcome, PauseTarget, Recovery, Saved, State};
+use super::state::{
+    self, Outcome, PauseTarget, Recovery, RollbackStep, Saved, SnapshotStep, State,
+};
 use super::transition::{Cause, Ended, blocking, dead, destroy};
-use super::{Record, kill, resume};
+use super::{Record, kill, resume, rollback, seal};
 
 /// Every journaled sandbox with the work its recovery needs. What belongs to no sandbox is removed
 /// before this returns.
@@ -45,7 +47,7 @@ async fn recover_one(
         .and_then(|execution| found.get(execution))
         .copied();
     let recovery = state::recover(&record.state, status, is_committed(context, record));
-    sweep_images(context, record, status).await;
+    sweep(context, record, status).await;
     if recovery != Recovery::Rest {
         tracing::info!(sandbox.id = %record.id, from = record.state.name(), ?status, ?recovery, "recovering a sandbox");
     }
@@ -56,13 +58,11 @@ async fn recover_one(
     };
     Some(match recovery {
         Recovery::Rest => return None,
+        Recovery::Undo => Box::pin(async { Ended::with(Outcome::Undone) }),
         Recovery::Adopt(execution, outcome) => Box::pin(adopt(context, copy, execution, outcome)),
         Recovery::CleanUp(execution, outcome) => Box::pin(async move {
             destroy(&context, &execution).await;
-            Ended {
-                outcome,
-                cause: None,
-            }
+            Ended::with(outcome)
         }),
         Recovery::FinishStart(execution) => Box::pin(resume::finish_start(
             context,
@@ -77,6 +77,21 @@ async fn recover_one(
             saved_of(&copy),
             restarted(),
         )),
+        Recovery::StartAgain(execution) => {
+            let saved = saved_of(&copy);
+            Box::pin(resume::start_again(context, copy, execution, saved))
+        }
+        Recovery::AbandonSnapshot(id) => Box::pin(seal::abandon(context, copy, id)),
+        Recovery::FinishRollback => match copy.state.clone() {
+            State::RollingBack {
+                snapshot,
+                step:
+                    RollbackStep::Replacing {
+                        execution, saved, ..
+                    },
+            } => Box::pin(rollback::replace(context, copy, snapshot, execution, saved)),
+            _ => return None,
+        },
         Recovery::Delete => {
             let execution = record.state.execution().cloned();
             record.state = State::Killing {
@@ -99,10 +114,7 @@ async fn adopt(
         context.engine.thaw(&execution).await
     };
     let Err(error) = adopted.await else {
-        return Ended {
-            outcome,
-            cause: None,
-        };
+        return Ended::with(outcome);
     };
     tracing::error!(sandbox.id = %record.id, %error, "a running execution could not be taken over");
     let reason = dead(&context, &execution)
@@ -114,10 +126,14 @@ async fn adopt(
 
 fn saved_of(record: &Record) -> Saved {
     match &record.state {
-        State::Resuming { saved, .. } | State::Paused { saved } => saved.clone(),
+        State::Resuming { saved, .. }
+        | State::Restarting { saved, .. }
+        | State::Paused { saved } => saved.clone(),
         State::Creating { .. }
         | State::Running { .. }
         | State::Pausing { .. }
+        | State::Snapshotting { .. }
+        | State::RollingBack { .. }
         | State::Killing { .. } => Saved::Disk {
             reason: state::DiskReason::Asked,
         },
@@ -129,6 +145,10 @@ fn is_committed(context: &Context, record: &Record) -> bool {
         State::Pausing {
             target: PauseTarget::Memory { image },
             ..
+        }
+        | State::Snapshotting {
+            step: SnapshotStep::Saving { image, .. },
+            ..
         } => context.files(record).images().is_committed(image),
         State::Pausing {
             target: PauseTarget::Disk,
@@ -138,21 +158,42 @@ fn is_committed(context: &Context, record: &Record) -> bool {
         | State::Running { .. }
         | State::Paused { .. }
         | State::Resuming { .. }
+        | State::Snapshotting { .. }
+        | State::RollingBack { .. }
+        | State::Restarting { .. }
         | State::Killing { .. } => false,
     }
 }
 
-/// Removes what unfinished pauses left. A live execution may still be reading an old image, so
-/// committed ones are only removed when there is none; the driver does the rest.
-async fn sweep_images(context: &Context, record: &Record, status: Option<ExecutionStatus>) {
-    let images = context.files(record).images();
-    let keep = record.image().cloned();
+/// Removes what unfinished transitions left. A live execution may still be reading an old image, so
+/// committed ones are only removed when there is none; the driver does the rest. The disks of an
+/// execution that a rollback is replacing are not in the record any more: they go with it.
+async fn sweep(context: &Context, record: &Record, status: Option<ExecutionStatus>) {
+    let (images, disks) = (
+        context.files(record).images(),
+        context.files(record).disks(),
+    );
+    let keep: Vec<_> = record.images().into_iter().cloned().collect();
     let swept = match status {
         Some(_) => blocking(move || images.sweep_staging()).await,
-        None => blocking(move || images.sweep(keep.as_ref())).await,
+        None => blocking(move || images.sweep(&keep)).await,
     };
     if let Err(error) = swept {
         tracing::warn!(sandbox.id = %record.id, %error, "old images could not be removed");
+    }
+    let replacing = matches!(
+        record.state,
+        State::RollingBack {
+            step: RollbackStep::Replacing { .. },
+            ..
+        }
+    );
+    if replacing && status.is_some() {
+        return;
+    }
+    let keep = record.disks.clone();
+    if let Err(error) = blocking(move || disks.sweep(&keep)).await {
+        tracing::warn!(sandbox.id = %record.id, %error, "old disks could not be removed");
     }
 }
 

@@ -2,26 +2,34 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use engine::{Engine, ExecutionId};
+use futures_util::StreamExt;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::context::Context;
+use super::create::Origin;
 use super::driver::{Driver, Message, Published, Request, Work};
 use super::state::State;
 use super::{
-    CreateRequest, Faults, PauseRequest, PublicState, Record, ResumeFrom, Route, Run, SandboxError,
-    SandboxId, SandboxSpec, SandboxView, Settings, create,
+    CreateRequest, Disks, Faults, PauseRequest, PublicState, Record, ResumeFrom, Route, Run,
+    SandboxError, SandboxId, SandboxSpec, SandboxView, Settings, SnapshotRequest, create, rollback,
 };
 use crate::db::{Db, DbError};
+use crate::snapshots::{Snapshot, SnapshotUse, Snapshots};
 use crate::template::Templates;
 
 /// After an auto-resume a sandbox runs at least this long.
 const AUTO_RESUME_AT_LEAST: Duration = Duration::from_secs(300);
+/// How long traffic waits for a sandbox that is being snapshotted or rolled back.
+const BUSY_LIMIT: Duration = Duration::from_secs(60);
+/// Forks started at once: each is a restore, and more than the host has processors gain nothing.
+const FORKS_AT_ONCE: usize = 4;
 /// Messages that may wait for a driver; more make the callers wait.
 const INBOX: usize = 64;
 
@@ -63,6 +71,18 @@ pub struct Sandboxes {
 #[derive(Clone, Default)]
 pub(super) struct Live {
     drivers: Arc<RwLock<HashMap<SandboxId, Handle>>>,
+    /// Executions that were admitted and are in no published record yet.
+    admitted: Arc<AtomicUsize>,
+}
+
+/// A place among the running sandboxes, kept until this is dropped; by then the record that has the
+/// execution must be published.
+pub(super) struct Admission(Arc<AtomicUsize>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Clone)]
@@ -99,28 +119,40 @@ impl Live {
         drivers.values().cloned().collect()
     }
 
-    /// Refuses when `most` sandboxes other than `newcomer` have an execution.
-    pub(super) fn admit(&self, newcomer: &SandboxId, most: usize) -> Result<(), SandboxError> {
-        let drivers = self.drivers.read().unwrap_or_else(PoisonError::into_inner);
-        let running = drivers.iter().filter(|(id, handle)| {
-            *id != newcomer && handle.published.borrow().record.state.execution().is_some()
-        });
-        if running.count() < most {
-            Ok(())
-        } else {
-            Err(SandboxError::TooMany(most))
+    /// Refuses when `most` sandboxes have or are about to have an execution.
+    pub(super) fn admit(&self, most: usize) -> Result<Admission, SandboxError> {
+        // For writing: two at once must not both take the last place.
+        let drivers = self.drivers.write().unwrap_or_else(PoisonError::into_inner);
+        let running = drivers
+            .values()
+            .filter(|handle| handle.published.borrow().record.state.execution().is_some());
+        if running.count() + self.admitted.load(Ordering::SeqCst) >= most {
+            return Err(SandboxError::TooMany(most));
         }
+        self.admitted.fetch_add(1, Ordering::SeqCst);
+        Ok(Admission(Arc::clone(&self.admitted)))
     }
+}
+
+/// What a new sandbox has from its template or snapshot.
+struct Base {
+    template_id: String,
+    alias: String,
+    layers: Vec<PathBuf>,
+    build: engine::BuildId,
+    limits: engine::Limits,
 }
 
 impl Sandboxes {
     /// Takes over everything the journal and the host hold, then serves. Sandboxes whose
     /// transition a crash interrupted finish it in the background; requests about them wait.
     pub async fn open(parts: Parts) -> Result<Self, OpenError> {
+        let snapshots = Snapshots::open(parts.db.clone(), &parts.data_dir).await?;
         let context = Arc::new(Context {
             engine: parts.engine,
             db: parts.db,
             data_dir: parts.data_dir,
+            snapshots,
             settings: parts.settings,
             faults: parts.faults,
             tasks: parts.tasks,
@@ -156,12 +188,50 @@ impl Sandboxes {
 
     /// Makes a sandbox and returns when its agent answers.
     pub async fn create(&self, request: CreateRequest) -> Result<SandboxView, SandboxError> {
-        self.check_timeout(request.timeout)?;
-        let template = self.templates.find(&request.template);
-        let template =
-            template.ok_or_else(|| SandboxError::TemplateNotFound(request.template.clone()))?;
+        let origin = self.origin(&request.template)?;
+        let base = match &origin {
+            Origin::Template(template) => Base {
+                template_id: template.id.clone(),
+                alias: template.alias.clone(),
+                layers: template.layers.clone(),
+                build: engine::BuildId(template.manifest.engine.build.clone()),
+                limits: template.limits,
+            },
+            Origin::Snapshot(snapshot) => Base {
+                template_id: snapshot.id.to_string(),
+                alias: snapshot
+                    .name
+                    .as_ref()
+                    .map_or_else(String::new, |name| name.without_tag()),
+                layers: snapshot.layers.clone(),
+                build: snapshot.build.clone(),
+                limits: snapshot.limits,
+            },
+        };
+        let spec = SandboxSpec {
+            template_id: base.template_id,
+            alias: base.alias,
+            layers: base.layers,
+            build: base.build,
+            limits: base.limits,
+            metadata: request.metadata,
+            env_vars: request.env_vars,
+            access_token: crate::random::hex(32),
+            allow_internet_access: request.allow_internet_access,
+            lifecycle: request.lifecycle,
+            create_timeout: request.timeout,
+        };
+        self.create_from(origin, spec).await
+    }
+
+    async fn create_from(
+        &self,
+        origin: Origin,
+        spec: SandboxSpec,
+    ) -> Result<SandboxView, SandboxError> {
+        self.check_timeout(spec.create_timeout)?;
+        let admitted = self.live.admit(self.context.settings.max_running)?;
         let id = SandboxId::random();
-        self.live.admit(&id, self.context.settings.max_running)?;
         let execution = ExecutionId::random();
         let record = Record {
             id,
@@ -169,20 +239,12 @@ impl Sandboxes {
             state: State::Creating {
                 execution: execution.clone(),
             },
-            spec: SandboxSpec {
-                template_id: template.id.clone(),
-                alias: template.alias.clone(),
-                layers: template.layers.clone(),
-                build: engine::BuildId(template.manifest.engine.build.clone()),
-                limits: template.limits,
-                metadata: request.metadata,
-                env_vars: request.env_vars,
-                access_token: crate::random::hex(32),
-                allow_internet_access: request.allow_internet_access,
-                lifecycle: request.lifecycle,
-                create_timeout: request.timeout,
+            disks: match &origin {
+                Origin::Template(_) => Disks::copied(),
+                Origin::Snapshot(snapshot) => rollback::disks_on(snapshot),
             },
-            run: Run::starting_now(request.timeout, self.context.settings.max_run),
+            run: Run::starting_now(spec.create_timeout, self.context.settings.max_run),
+            spec,
         };
         self.context
             .db
@@ -194,15 +256,141 @@ impl Sandboxes {
                 cause: format!("the journal cannot be written: {error:?}"),
             })?;
         let context = Arc::clone(&self.context);
-        let work = create::create(context, record.clone(), template, execution);
+        let work = create::create(context, record.clone(), origin, execution);
         let (reply, answer) = oneshot::channel();
         let message = Message {
             request: Request::Created,
             reply,
         };
         self.drive(record, Some(Box::pin(work)), Some(message));
-        let (view, _) = answer.await.map_err(|_| SandboxError::ShuttingDown)??;
-        view.ok_or(SandboxError::ShuttingDown)
+        drop(admitted);
+        let answered = answer.await.map_err(|_| SandboxError::ShuttingDown)??;
+        answered.view.ok_or(SandboxError::ShuttingDown)
+    }
+
+    fn origin(&self, reference: &str) -> Result<Origin, SandboxError> {
+        if let Some(template) = self.templates.find(reference) {
+            return Ok(Origin::Template(template));
+        }
+        let snapshot = self.context.snapshots.find(reference);
+        snapshot
+            .map(Origin::Snapshot)
+            .ok_or_else(|| SandboxError::TemplateNotFound(reference.to_owned()))
+    }
+
+    /// The snapshots of this server.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.context.snapshots
+    }
+
+    /// Makes a snapshot of a running or paused sandbox. A running one stands still meanwhile and its
+    /// connections are cut, as by a pause.
+    pub async fn snapshot(
+        &self,
+        id: &SandboxId,
+        request: SnapshotRequest,
+    ) -> Result<Arc<Snapshot>, SandboxError> {
+        let answered = self.ask(id, Request::Snapshot(request)).await?;
+        answered
+            .snapshot
+            .ok_or_else(|| SandboxError::NotFound(id.clone()))
+    }
+
+    /// Puts a sandbox back to one of its own snapshots, keeping its id, token and deadline. One that
+    /// was running runs again when this returns.
+    pub async fn rollback(
+        &self,
+        id: &SandboxId,
+        reference: &str,
+    ) -> Result<SandboxView, SandboxError> {
+        self.find(id)?;
+        let named = self.context.snapshots.named(reference);
+        let snapshot = named
+            .iter()
+            .filter(|snapshot| snapshot.source == *id)
+            .max_by_key(|snapshot| snapshot.created_at);
+        let Some(snapshot) = snapshot else {
+            return Err(match named.is_empty() {
+                true => SandboxError::SnapshotNotFound(reference.to_owned()),
+                false => SandboxError::SnapshotOfAnother(reference.to_owned()),
+            });
+        };
+        let request = Request::Rollback(Arc::clone(snapshot));
+        let answered = self.ask(id, request).await?;
+        answered
+            .view
+            .ok_or_else(|| SandboxError::NotFound(id.clone()))
+    }
+
+    /// Starts `count` copies of a running sandbox, which goes on running. Each copy has an answer of
+    /// its own.
+    pub async fn fork(
+        &self,
+        id: &SandboxId,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Result<SandboxView, SandboxError>>, SandboxError> {
+        self.check_timeout(timeout)?;
+        let record = Arc::clone(&self.find(id)?.published.borrow().record);
+        match &record.state {
+            State::Creating { .. } | State::Killing { .. } => {
+                return Err(SandboxError::NotFound(id.clone()));
+            }
+            state if state.counts_as_running() => {}
+            _ => return Err(SandboxError::ForkOfPaused(id.clone())),
+        }
+        let request = SnapshotRequest {
+            name: None,
+            usage: SnapshotUse::Fork,
+            memory: true,
+        };
+        let snapshot = self.snapshot(id, request).await?;
+        let spec = SandboxSpec {
+            create_timeout: timeout,
+            ..record.spec.clone()
+        };
+        let copies = futures_util::stream::iter(0..count).map(|_| {
+            let spec = SandboxSpec {
+                access_token: crate::random::hex(32),
+                ..spec.clone()
+            };
+            self.create_from(Origin::Snapshot(Arc::clone(&snapshot)), spec)
+        });
+        let forks = copies.buffered(FORKS_AT_ONCE).collect().await;
+        // The copies have names of their own for all they need.
+        if let Err(error) = self.context.snapshots.delete(&snapshot.id).await {
+            tracing::warn!(snapshot.id = %snapshot.id, %error, "the snapshot of a fork is left for the next start");
+        }
+        Ok(forks)
+    }
+
+    /// Deletes the snapshots that a reference names: all tags of a name. Refused as long as a
+    /// sandbox exists that was made from one of them.
+    pub async fn delete_snapshot(&self, reference: &str) -> Result<(), SandboxError> {
+        let doomed = self.context.snapshots.all_tags(reference);
+        if doomed.is_empty() {
+            return Err(SandboxError::SnapshotNotFound(reference.to_owned()));
+        }
+        let used = self.live.all().into_iter().find_map(|handle| {
+            let record = Arc::clone(&handle.published.borrow().record);
+            let of = |snapshot: &Arc<Snapshot>| snapshot.id.as_str() == record.spec.template_id;
+            doomed.iter().any(of).then(|| record.id.clone())
+        });
+        if let Some(user) = used {
+            return Err(SandboxError::SnapshotInUse {
+                snapshot: reference.to_owned(),
+                sandbox: user,
+            });
+        }
+        for snapshot in doomed {
+            let deleted = self.context.snapshots.delete(&snapshot.id).await;
+            deleted.map_err(|error| SandboxError::Failed {
+                action: "deletion of a snapshot",
+                left_as: "as it was",
+                cause: format!("{error:?}"),
+            })?;
+        }
+        Ok(())
     }
 
     /// Makes sure it runs for at least `timeout` from now, resuming it if it is paused.
@@ -213,11 +401,9 @@ impl Sandboxes {
         from: ResumeFrom,
     ) -> Result<(SandboxView, Connected), SandboxError> {
         self.check_timeout(timeout)?;
-        let (view, connected) = self.ask(id, Request::Connect { timeout, from }).await?;
-        Ok((
-            view.ok_or_else(|| SandboxError::NotFound(id.clone()))?,
-            connected,
-        ))
+        let answered = self.ask(id, Request::Connect { timeout, from }).await?;
+        let gone = || SandboxError::NotFound(id.clone());
+        Ok((answered.view.ok_or_else(gone)?, answered.connected))
     }
 
     /// Resumes a paused one; refused when it runs.
@@ -228,8 +414,10 @@ impl Sandboxes {
         from: ResumeFrom,
     ) -> Result<SandboxView, SandboxError> {
         self.check_timeout(timeout)?;
-        let (view, _) = self.ask(id, Request::Resume { timeout, from }).await?;
-        view.ok_or_else(|| SandboxError::NotFound(id.clone()))
+        let answered = self.ask(id, Request::Resume { timeout, from }).await?;
+        answered
+            .view
+            .ok_or_else(|| SandboxError::NotFound(id.clone()))
     }
 
     /// Pauses it and returns when the saved state is durable.
@@ -281,16 +469,46 @@ impl Sandboxes {
             | State::Pausing { .. }
             | State::Paused { .. }
             | State::Resuming { .. } => Err(SandboxError::Paused(id.clone())),
+            state @ (State::Snapshotting { .. }
+            | State::RollingBack { .. }
+            | State::Restarting { .. }) => Err(if state.counts_as_running() {
+                SandboxError::Busy(id.clone())
+            } else {
+                SandboxError::Paused(id.clone())
+            }),
             State::Creating { .. } | State::Killing { .. } => {
                 Err(SandboxError::NotFound(id.clone()))
             }
         }
     }
 
+    /// Like [`route`](Self::route), but waits for a sandbox that is being snapshotted or rolled back
+    /// and runs again in a moment.
+    async fn route_when_settled(&self, id: &SandboxId) -> Result<Route, SandboxError> {
+        let mut published = match self.route(id) {
+            Err(SandboxError::Busy(_)) => self.find(id)?.published,
+            other => return other,
+        };
+        let settled = published.wait_for(|now| match now.record.state {
+            State::Snapshotting { .. } | State::RollingBack { .. } | State::Restarting { .. } => {
+                false
+            }
+            State::Creating { .. }
+            | State::Running { .. }
+            | State::Pausing { .. }
+            | State::Paused { .. }
+            | State::Resuming { .. }
+            | State::Killing { .. } => true,
+        });
+        // Too late, or the sandbox is gone: either way the route now says what is so.
+        let _ = tokio::time::timeout(BUSY_LIMIT, settled).await;
+        self.route(id)
+    }
+
     /// Like [`route`](Self::route), but resumes a paused sandbox that has auto-resume on and waits
     /// for a transition in flight. `Paused` when it is paused and may not be resumed by traffic.
     pub async fn route_or_resume(&self, id: &SandboxId) -> Result<Route, SandboxError> {
-        let paused = match self.route(id) {
+        let paused = match self.route_when_settled(id).await {
             Err(paused @ SandboxError::Paused(_)) => paused,
             other => return other,
         };
@@ -326,6 +544,9 @@ impl Sandboxes {
                     State::Creating { .. }
                     | State::Pausing { .. }
                     | State::Resuming { .. }
+                    | State::Snapshotting { .. }
+                    | State::RollingBack { .. }
+                    | State::Restarting { .. }
                     | State::Killing { .. } => false,
                 })
                 .await;

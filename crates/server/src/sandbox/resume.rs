@@ -77,6 +77,22 @@ pub(super) async fn resume(
     }
 }
 
+/// After a crash of the server, or of a start that had to be begun anew: whatever is left of it is
+/// destroyed first.
+pub(super) async fn start_again(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    saved: Saved,
+) -> Ended {
+    match undo(&context, &record, &execution, &saved, true).await {
+        Outcome::MemoryStale => Ended::with(Outcome::MemoryStale),
+        Outcome::Done | Outcome::Undone | Outcome::ExecutionLost(_) => {
+            resume(context, record, execution, saved, StartPoint::Memory).await
+        }
+    }
+}
+
 /// After a crash of the server: the execution was found alive, is its agent?
 pub(super) async fn finish_start(
     context: Arc<Context>,
@@ -205,6 +221,15 @@ async fn undo(
     if !guest_may_have_run {
         return Outcome::Undone;
     }
+    if record.disks.fresh {
+        return match renew_disk(context, record).await {
+            Ok(()) => Outcome::Undone,
+            Err(error) => {
+                tracing::error!(sandbox.id = %record.id, %error, "an empty disk could not be made again");
+                Outcome::MemoryStale
+            }
+        };
+    }
     let images = context.files(record).images();
     let id = image.clone();
     let manifest = match blocking(move || images.check(&id)).await {
@@ -216,7 +241,7 @@ async fn undo(
     let frozen_at = SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(frozen_at);
     match context
         .engine
-        .disk_changed_since(&context.files(record).disk(), frozen_at)
+        .disk_changed_since(&context.own_disk(record), frozen_at)
         .await
     {
         Ok(false) => Outcome::Undone,
@@ -226,6 +251,15 @@ async fn undo(
             Outcome::MemoryStale
         }
     }
+}
+
+/// Puts an empty disk in the place of one that nobody wrote to before this start.
+pub(super) async fn renew_disk(context: &Context, record: &Record) -> Result<(), Cause> {
+    let disk = context.own_disk(record);
+    context.engine.remove_disk(&disk).await?;
+    context.files(record).disks().create().await?;
+    let size = record.spec.limits.disk_bytes;
+    Ok(context.engine.create_disk(&disk, size).await?)
 }
 
 fn worth_a_retry(cause: &Cause) -> bool {

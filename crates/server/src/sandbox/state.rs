@@ -10,18 +10,34 @@
 //!                                     └──────────────────────────────────── │ │
 //!                                                  Paused ◀──── failed ──────┘
 //!   kill: from Running and Paused at once, from the others when their transition has ended
+//!
+//!   Running ─▶ Snapshotting(saving ─▶ sealing) ─▶ Restarting ─▶ Running
+//!   Paused  ─▶ Snapshotting(sealing) ─▶ Paused
+//!   Running, Paused ─▶ RollingBack(staging ─▶ replacing) ─▶ Restarting or Paused
 //! ```
+//!
+//! A snapshot of a running sandbox is a pause and a resume with the seal of its disk in between.
+//! Callers see it running all the time; whatever fails on the way, it ends as running or, if it
+//! cannot be started again, as paused.
 //!
 //! [`decide`] answers a command, [`begin`] gives the transient state to journal before a side
 //! effect, [`after`] the state its outcome leads to, and [`recover`] what to do with a state found
 //! in the journal after a crash. Every match names every variant: a new state does not compile
 //! until all four have an answer for it.
 
-use engine::{ExecutionId, ExecutionStatus, ExitReason};
+mod decide;
+mod progress;
+mod recover;
+
+use engine::{ExecutionId, ExitReason};
 use serde::{Deserialize, Serialize};
 use snapshot::ImageId;
 
-use super::{PauseMode, PauseRequest};
+use super::SnapshotId;
+
+pub use decide::{Command, Decision, Refusal, RollbackTarget, Transition, decide};
+pub use progress::{FreshNames, Next, Outcome, after, begin};
+pub use recover::{Recovery, recover};
 
 /// Where a sandbox is. Exactly this is in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,10 +74,93 @@ pub enum State {
         /// What this start uses of it.
         from: StartPoint,
     },
+    /// A snapshot is being made of it.
+    Snapshotting {
+        /// Name of the snapshot.
+        snapshot: SnapshotId,
+        /// How far it is.
+        step: SnapshotStep,
+    },
+    /// It is being put back to what a snapshot holds.
+    RollingBack {
+        /// Name of the snapshot.
+        snapshot: SnapshotId,
+        /// How far it is.
+        step: RollbackStep,
+    },
+    /// It is started again after it was stopped for a snapshot or a rollback. To callers it runs.
+    Restarting {
+        /// The execution being started.
+        execution: ExecutionId,
+        /// What it is started from.
+        saved: Saved,
+    },
     /// Everything it has is being deleted. It never comes back.
     Killing {
         /// An execution that has to be destroyed first.
         execution: Option<ExecutionId>,
+    },
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum SnapshotStep {
+    /// The running sandbox is being saved, as for a pause.
+    Saving {
+        /// The execution being saved.
+        execution: ExecutionId,
+        /// Name under which its image will be committed.
+        image: ImageId,
+        /// The execution that will go on from it.
+        restart: ExecutionId,
+    },
+    /// No execution exists; its disk is being sealed. The commit of the snapshot ends this step.
+    Sealing {
+        /// What was saved.
+        saved: Saved,
+        /// The execution that will go on from it; `None` for a sandbox that was paused.
+        restart: Option<ExecutionId>,
+    },
+}
+
+/// How far a rollback is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum RollbackStep {
+    /// The files of the snapshot are being put beside the sandbox's own. It goes on as it is.
+    Staging {
+        /// What the sandbox is until the rollback is committed.
+        before: Before,
+        /// What it will be started from.
+        saved: Saved,
+        /// The execution that will go on from it; `None` for a sandbox that was paused.
+        restart: Option<ExecutionId>,
+    },
+    /// Committed: what it was before is being removed.
+    Replacing {
+        /// The execution of before, to be destroyed.
+        execution: Option<ExecutionId>,
+        /// What it is started from.
+        saved: Saved,
+        /// The execution that will go on from it; `None` for a sandbox that was paused.
+        restart: Option<ExecutionId>,
+    },
+}
+
+/// What a sandbox was before a rollback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "before", rename_all = "snake_case")]
+pub enum Before {
+    /// Running.
+    Running {
+        /// Its execution.
+        execution: ExecutionId,
+    },
+    /// Paused.
+    Paused {
+        /// What was saved.
+        saved: Saved,
     },
 }
 
@@ -116,320 +215,6 @@ pub enum StartPoint {
     Disk,
 }
 
-/// What somebody wants of a sandbox.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Save and stop it.
-    Pause(PauseRequest),
-    /// Run it again; refused when it runs.
-    Resume,
-    /// Run it again unless it already does.
-    Connect,
-    /// Delete it.
-    Kill,
-    /// Change the deadline of a running one.
-    SetDeadline,
-    /// The engine reports that this execution is no longer alive.
-    Lost(ExecutionId, ExitReason),
-}
-
-/// Answer to a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Journal the transient state and do the work.
-    Begin(Transition),
-    /// The transition in flight has the same goal: share its result.
-    Join,
-    /// Decide again when the transition in flight has ended.
-    Wait,
-    /// Nothing has to be done: it is so already.
-    AlreadySo,
-    /// Not possible in this state.
-    Refuse(Refusal),
-    /// A report about an execution that is not the live one: dropped.
-    Stale,
-}
-
-/// Work to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transition {
-    /// Save and stop.
-    Pause(PauseRequest),
-    /// Start from what was saved.
-    Resume,
-    /// Delete all.
-    Kill,
-    /// Clean up after an execution that died.
-    Lose(ExitReason),
-}
-
-/// Why not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// For callers it does not exist.
-    NotFound,
-    /// Pause of a paused one.
-    AlreadyPaused,
-    /// Resume of a running one.
-    AlreadyRunning,
-    /// Needs a running one.
-    NotRunning,
-    /// A transition is in flight.
-    Busy,
-    /// Connect to one that is being killed.
-    BeingKilled,
-}
-
-/// What a command leads to in a state.
-pub fn decide(state: &State, command: &Command) -> Decision {
-    use Decision::{AlreadySo, Begin, Join, Refuse, Stale, Wait};
-    if let Command::Lost(execution, reason) = command {
-        return match state {
-            State::Running { execution: live } if live == execution => {
-                Begin(Transition::Lose(reason.clone()))
-            }
-            // A transition in flight meets the dead execution itself and reports it as its outcome.
-            State::Running { .. }
-            | State::Creating { .. }
-            | State::Pausing { .. }
-            | State::Paused { .. }
-            | State::Resuming { .. }
-            | State::Killing { .. } => Stale,
-        };
-    }
-    match (state, command) {
-        (_, Command::Lost(..)) => Stale,
-
-        // Nobody but the creating call knows the id yet.
-        (State::Creating { .. }, _) => Refuse(Refusal::NotFound),
-
-        (State::Running { .. }, Command::Pause(request)) => Begin(Transition::Pause(*request)),
-        (State::Running { .. }, Command::Resume) => Refuse(Refusal::AlreadyRunning),
-        (State::Running { .. }, Command::Connect | Command::SetDeadline) => AlreadySo,
-        (State::Running { .. }, Command::Kill) => Begin(Transition::Kill),
-
-        (State::Pausing { .. }, Command::Pause(_)) => Join,
-        (State::Pausing { .. }, Command::Resume | Command::Connect | Command::Kill) => Wait,
-        (State::Pausing { .. }, Command::SetDeadline) => Refuse(Refusal::Busy),
-
-        (State::Paused { .. }, Command::Pause(_)) => Refuse(Refusal::AlreadyPaused),
-        (State::Paused { .. }, Command::Resume | Command::Connect) => Begin(Transition::Resume),
-        (State::Paused { .. }, Command::Kill) => Begin(Transition::Kill),
-        (State::Paused { .. }, Command::SetDeadline) => Refuse(Refusal::NotRunning),
-
-        (State::Resuming { .. }, Command::Pause(_) | Command::Kill) => Wait,
-        (State::Resuming { .. }, Command::Resume | Command::Connect) => Join,
-        (State::Resuming { .. }, Command::SetDeadline) => Refuse(Refusal::NotRunning),
-
-        (State::Killing { .. }, Command::Kill) => Join,
-        (State::Killing { .. }, Command::Connect) => Refuse(Refusal::BeingKilled),
-        (State::Killing { .. }, Command::Pause(_) | Command::Resume | Command::SetDeadline) => {
-            Refuse(Refusal::NotFound)
-        }
-    }
-}
-
-/// Names for what a transition is about to make.
-#[derive(Clone, Debug)]
-pub struct FreshNames {
-    /// For a new execution.
-    pub execution: ExecutionId,
-    /// For a new image.
-    pub image: ImageId,
-}
-
-/// The transient state to journal before a transition's first side effect. `None` when the
-/// transition does not begin in this state (which [`decide`] never asks for).
-pub fn begin(
-    state: &State,
-    transition: &Transition,
-    from: StartPoint,
-    fresh: FreshNames,
-) -> Option<State> {
-    match (state, transition) {
-        (State::Running { execution }, Transition::Pause(request)) => Some(State::Pausing {
-            execution: execution.clone(),
-            target: match request.mode {
-                PauseMode::Full => PauseTarget::Memory { image: fresh.image },
-                PauseMode::Filesystem => PauseTarget::Disk,
-            },
-        }),
-        (State::Paused { saved }, Transition::Resume) => Some(State::Resuming {
-            execution: fresh.execution,
-            saved: saved.clone(),
-            from: match saved {
-                Saved::Memory { .. } => from,
-                Saved::Disk { .. } => StartPoint::Disk,
-            },
-        }),
-        (State::Running { execution }, Transition::Kill) => Some(State::Killing {
-            execution: Some(execution.clone()),
-        }),
-        (State::Paused { .. }, Transition::Kill) => Some(State::Killing { execution: None }),
-        // Losing an execution has no commit of its own: the state stays as it is until cleaned up.
-        (State::Running { execution }, Transition::Lose(_)) => Some(State::Running {
-            execution: execution.clone(),
-        }),
-        (
-            State::Creating { .. }
-            | State::Running { .. }
-            | State::Pausing { .. }
-            | State::Paused { .. }
-            | State::Resuming { .. }
-            | State::Killing { .. },
-            Transition::Pause(_) | Transition::Resume | Transition::Kill | Transition::Lose(_),
-        ) => None,
-    }
-}
-
-/// How a transition's work ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The goal is reached: running, paused (committed) or deleted.
-    Done,
-    /// Nothing changed: a failed pause goes on running, a failed resume is paused as before, a
-    /// failed create is gone.
-    Undone,
-    /// The execution is dead.
-    ExecutionLost(ExitReason),
-    /// A resume failed after its guest had written to the disk: the memory image is worthless.
-    MemoryStale,
-}
-
-/// What comes after a transition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// This state.
-    State(State),
-    /// Nothing: the sandbox is gone.
-    Gone,
-}
-
-/// The state a transient state leads to.
-pub fn after(state: &State, outcome: &Outcome) -> Next {
-    let lost = |reason: &ExitReason| {
-        let reason = DiskReason::ExecutionLost(reason.clone());
-        Next::State(State::Paused {
-            saved: Saved::Disk { reason },
-        })
-    };
-    match (state, outcome) {
-        (State::Creating { execution }, Outcome::Done) => Next::State(State::Running {
-            execution: execution.clone(),
-        }),
-        (
-            State::Creating { .. },
-            Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryStale,
-        ) => Next::Gone,
-
-        (State::Running { .. }, Outcome::ExecutionLost(reason)) => lost(reason),
-        (State::Running { .. }, Outcome::Done | Outcome::Undone | Outcome::MemoryStale) => {
-            Next::State(state.clone())
-        }
-
-        (State::Pausing { target, .. }, Outcome::Done) => Next::State(State::Paused {
-            saved: target_reached(target),
-        }),
-        (State::Pausing { execution, .. }, Outcome::Undone | Outcome::MemoryStale) => {
-            Next::State(State::Running {
-                execution: execution.clone(),
-            })
-        }
-        (State::Pausing { .. }, Outcome::ExecutionLost(reason)) => lost(reason),
-
-        (State::Paused { .. }, _) => Next::State(state.clone()),
-
-        (State::Resuming { execution, .. }, Outcome::Done) => Next::State(State::Running {
-            execution: execution.clone(),
-        }),
-        (State::Resuming { saved, .. }, Outcome::Undone | Outcome::ExecutionLost(_)) => {
-            Next::State(State::Paused {
-                saved: saved.clone(),
-            })
-        }
-        (State::Resuming { saved, .. }, Outcome::MemoryStale) => {
-            let saved = match saved {
-                Saved::Memory { .. } => Saved::Disk {
-                    reason: DiskReason::MemoryStale,
-                },
-                Saved::Disk { reason } => Saved::Disk {
-                    reason: reason.clone(),
-                },
-            };
-            Next::State(State::Paused { saved })
-        }
-
-        (State::Killing { .. }, Outcome::Done) => Next::Gone,
-        (
-            State::Killing { .. },
-            Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryStale,
-        ) => Next::State(state.clone()),
-    }
-}
-
-fn target_reached(target: &PauseTarget) -> Saved {
-    match target {
-        PauseTarget::Memory { image } => Saved::Memory {
-            image: image.clone(),
-        },
-        PauseTarget::Disk => Saved::Disk {
-            reason: DiskReason::Asked,
-        },
-    }
-}
-
-/// What to do with a journaled state after a crash of the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recovery {
-    /// Nothing was under way and nothing exists on the host.
-    Rest,
-    /// Take over the live execution, thawing it if it is frozen. If that works, the transition
-    /// that was under way ends with this outcome.
-    Adopt(ExecutionId, Outcome),
-    /// Take over an execution that was being started. It is running if its agent answers; else the
-    /// start is undone.
-    FinishStart(ExecutionId),
-    /// Destroy what is left of a start, then look at the disk to see whether the memory image
-    /// still fits it.
-    UndoStart(ExecutionId),
-    /// Destroy what is left of the execution; the transition then has this outcome.
-    CleanUp(ExecutionId, Outcome),
-    /// Delete everything and forget the sandbox.
-    Delete,
-}
-
-/// Decides what becomes of a journaled state, given what was `found` of its execution on the host
-/// and whether the image of a pause in flight was `committed`.
-pub fn recover(state: &State, found: Option<ExecutionStatus>, committed: bool) -> Recovery {
-    let alive = match found {
-        Some(ExecutionStatus::Running | ExecutionStatus::Frozen) => true,
-        Some(ExecutionStatus::Dead) | None => false,
-    };
-    let lost = Outcome::ExecutionLost(ExitReason::Exited);
-    match state {
-        // The caller never got an answer: it is as if it had not been asked for.
-        State::Creating { .. } | State::Killing { .. } => Recovery::Delete,
-        State::Running { execution } if alive => Recovery::Adopt(execution.clone(), Outcome::Done),
-        State::Running { execution } => Recovery::CleanUp(execution.clone(), lost),
-        State::Pausing { execution, target } => match (target, committed, alive) {
-            (PauseTarget::Memory { .. }, true, _) => {
-                Recovery::CleanUp(execution.clone(), Outcome::Done)
-            }
-            // Only a pause destroys an execution that is not lost, and it syncs the disk first.
-            (PauseTarget::Disk, _, false) => Recovery::CleanUp(execution.clone(), Outcome::Done),
-            (PauseTarget::Memory { .. }, false, true) | (PauseTarget::Disk, _, true) => {
-                Recovery::Adopt(execution.clone(), Outcome::Undone)
-            }
-            (PauseTarget::Memory { .. }, false, false) => {
-                Recovery::CleanUp(execution.clone(), lost)
-            }
-        },
-        State::Paused { .. } => Recovery::Rest,
-        State::Resuming { execution, .. } if alive => Recovery::FinishStart(execution.clone()),
-        State::Resuming { execution, .. } => Recovery::UndoStart(execution.clone()),
-    }
-}
-
 impl State {
     /// The execution that may exist in this state.
     pub fn execution(&self) -> Option<&ExecutionId> {
@@ -437,9 +222,68 @@ impl State {
             State::Creating { execution }
             | State::Running { execution }
             | State::Pausing { execution, .. }
-            | State::Resuming { execution, .. } => Some(execution),
+            | State::Resuming { execution, .. }
+            | State::Restarting { execution, .. } => Some(execution),
+            State::Snapshotting { step, .. } => match step {
+                SnapshotStep::Saving { execution, .. } => Some(execution),
+                SnapshotStep::Sealing { .. } => None,
+            },
+            State::RollingBack { step, .. } => match step {
+                RollbackStep::Staging { before, .. } => match before {
+                    Before::Running { execution } => Some(execution),
+                    Before::Paused { .. } => None,
+                },
+                RollbackStep::Replacing { execution, .. } => execution.as_ref(),
+            },
             State::Killing { execution } => execution.as_ref(),
             State::Paused { .. } => None,
+        }
+    }
+
+    /// Whether callers see a sandbox in this state as one whose run has not ended.
+    pub fn counts_as_running(&self) -> bool {
+        match self {
+            State::Running { .. } | State::Pausing { .. } | State::Restarting { .. } => true,
+            State::Snapshotting { .. } | State::RollingBack { .. } => {
+                self.saved_at_rest().is_none()
+            }
+            State::Creating { .. }
+            | State::Paused { .. }
+            | State::Resuming { .. }
+            | State::Killing { .. } => false,
+        }
+    }
+
+    /// What is saved of a sandbox that callers see as paused while it is snapshotted or rolled back.
+    /// `None` for one that ran before and will again.
+    pub fn saved_at_rest(&self) -> Option<&Saved> {
+        match self {
+            State::Snapshotting { step, .. } => match step {
+                SnapshotStep::Sealing {
+                    saved,
+                    restart: None,
+                } => Some(saved),
+                SnapshotStep::Sealing { .. } | SnapshotStep::Saving { .. } => None,
+            },
+            State::RollingBack { step, .. } => match step {
+                RollbackStep::Staging { before, .. } => match before {
+                    Before::Paused { saved } => Some(saved),
+                    Before::Running { .. } => None,
+                },
+                RollbackStep::Replacing {
+                    saved,
+                    restart: None,
+                    ..
+                } => Some(saved),
+                RollbackStep::Replacing { .. } => None,
+            },
+            State::Paused { saved } => Some(saved),
+            State::Creating { .. }
+            | State::Running { .. }
+            | State::Pausing { .. }
+            | State::Resuming { .. }
+            | State::Restarting { .. }
+            | State::Killing { .. } => None,
         }
     }
 
@@ -451,6 +295,9 @@ impl State {
             State::Pausing { .. } => "pausing",
             State::Paused { .. } => "paused",
             State::Resuming { .. } => "resuming",
+            State::Snapshotting { .. } => "snapshotting",
+            State::RollingBack { .. } => "rolling back",
+            State::Restarting { .. } => "restarting",
             State::Killing { .. } => "killing",
         }
     }

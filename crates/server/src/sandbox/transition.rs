@@ -5,29 +5,41 @@ use std::time::Duration;
 use engine::{EngineError, ExecutionId};
 use snapshot::ImageError;
 
+use super::Disks;
 use super::context::Context;
 use super::faults::InjectedFault;
 use super::state::Outcome;
+use crate::snapshots::Snapshot;
 
 /// Result of a transition's work: where it leads, and why if that is not its goal.
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) cause: Option<Cause>,
+    /// Disks that the sandbox stands on from now on, if they are others than before.
+    pub(super) disks: Option<Disks>,
+    /// A snapshot that is complete but for its commit, which the driver makes.
+    pub(super) snapshot: Option<Snapshot>,
 }
 
 impl Ended {
     pub(super) fn done() -> Self {
+        Self::with(Outcome::Done)
+    }
+
+    pub(super) fn with(outcome: Outcome) -> Self {
         Self {
-            outcome: Outcome::Done,
+            outcome,
             cause: None,
+            disks: None,
+            snapshot: None,
         }
     }
 
     pub(super) fn failed(outcome: Outcome, cause: Cause) -> Self {
         Self {
-            outcome,
             cause: Some(cause),
+            ..Self::with(outcome)
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::SandboxId;
 use crate::guest::Guest;
+use crate::snapshots::{SnapshotName, SnapshotUse};
 
 /// The two states that clients know; a sandbox that is neither is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,17 @@ pub struct PauseRequest {
     /// Refuse, changing nothing, when the agent does not answer (`requireHealthyGuest`). A
     /// filesystem-only pause always does, because the agent writes back what the guest holds.
     pub require_healthy_guest: bool,
+}
+
+/// A request for a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRequest {
+    /// What it is to be called.
+    pub name: Option<SnapshotName>,
+    /// What it is for.
+    pub usage: SnapshotUse,
+    /// Whether it has the memory of the sandbox, or its files only.
+    pub memory: bool,
 }
 
 /// What a resume starts from.

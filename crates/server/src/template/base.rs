@@ -218,6 +218,7 @@ async fn build(
             .iter()
             .map(|layer| options.data_dir.join(layer))
             .collect(),
+        sealed: Vec::new(),
         disk,
         hostname: ALIAS.to_owned(),
         limits: options.limits,

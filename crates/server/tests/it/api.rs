@@ -141,14 +141,14 @@ async fn errors_have_a_code_and_a_message_whatever_is_asked() {
     let server = Served::start().await;
     assert_error(&server.api("GET /nowhere", "").await, 404, "GET /nowhere");
     assert_error(
-        &server.api("GET /snapshots", "").await,
+        &server.api("GET /templates", "").await,
         404,
         "not implemented by this server yet",
     );
     let deleted = server
         .api("DELETE /templates/team%2Fname%3Adefault", "")
         .await;
-    assert_error(&deleted, 404, "not implemented by this server yet");
+    assert_error(&deleted, 404, "'team/name:default' was not found");
     assert_error(&server.api("PUT /sandboxes", "").await, 405, "method");
     assert_error(
         &server.api("GET /sandboxes/a-b-c", "").await,
@@ -396,4 +396,159 @@ async fn a_call_is_finished_when_its_client_has_left() {
     })
     .await;
     sandboxes.settle().await;
+}
+
+#[tokio::test]
+async fn snapshots_are_made_listed_used_and_deleted() {
+    let server = Served::start().await;
+    let id = server.create("").await;
+    let unnamed = server.post(&id, "snapshots", "{}").await;
+    assert_eq!(unnamed.status, StatusCode::CREATED, "{}", unnamed.text());
+    let unnamed = unnamed.json();
+    let reference = unnamed["snapshotID"].as_str().unwrap();
+    assert!(reference.ends_with(":default"), "{reference}");
+    assert_eq!(unnamed["names"], serde_json::json!([]));
+    let body = r#"{"name":"Job:v1"}"#;
+    let named = server.post(&id, "snapshots", body).await.json();
+    assert_eq!(named["snapshotID"], "sandbase/job:v1");
+    assert_eq!(named["names"], serde_json::json!(["sandbase/job"]));
+
+    let first = server.api("GET /snapshots?limit=1", "").await;
+    assert_eq!(first.json()[0], named);
+    let token = first.headers["x-next-token"].to_str().unwrap();
+    let line = format!("GET /snapshots?limit=1&nextToken={token}");
+    let second = server.api(&line, "").await;
+    assert_eq!(second.json()[0], unnamed);
+    assert!(!second.headers.contains_key("x-next-token"));
+    for (query, count) in [
+        (format!("sandboxID={id}"), 2),
+        ("sandboxID=iunknown".to_owned(), 0),
+        ("name=job".to_owned(), 1),
+        ("name=job:v2".to_owned(), 0),
+        (format!("name={reference}"), 1),
+    ] {
+        let line = format!("GET /snapshots?{query}");
+        let found = server.api(&line, "").await.json();
+        assert_eq!(found.as_array().unwrap().len(), count, "{query}");
+    }
+
+    let child = server
+        .api(
+            "POST /v2/sandboxes",
+            &format!(r#"{{"templateID":"{reference}"}}"#),
+        )
+        .await;
+    assert_eq!(child.status, StatusCode::CREATED, "{}", child.text());
+    let child = child.json();
+    assert_eq!(
+        reference.split(':').next(),
+        child["templateID"].as_str(),
+        "the template of the child is the snapshot"
+    );
+    let delete = format!("DELETE /templates/{}", reference.replace(':', "%3A"));
+    assert_error(&server.api(&delete, "").await, 400, "kill it first");
+    let child = format!("DELETE /sandboxes/{}", child["sandboxID"].as_str().unwrap());
+    assert_eq!(server.api(&child, "").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(server.api(&delete, "").await.status, StatusCode::NO_CONTENT);
+    assert_error(&server.api(&delete, "").await, 404, "not found");
+    let delete = "DELETE /templates/sandbase%2Fjob";
+    assert_eq!(server.api(delete, "").await.status, StatusCode::NO_CONTENT);
+    let gone = r#"{"templateID":"sandbase/job:v1"}"#;
+    let refused = server.api("POST /v2/sandboxes", gone).await;
+    assert_error(&refused, 404, "not found");
+}
+
+#[tokio::test]
+async fn wrong_requests_about_snapshots_change_nothing() {
+    let server = Served::start().await;
+    let id = server.create("").await;
+    for (call, body, status, text) in [
+        ("snapshots", r#"{"name":"other/x"}"#, 400, "namespace"),
+        (
+            "snapshots",
+            r#"{"name":"../x"}"#,
+            400,
+            "not a snapshot name",
+        ),
+        ("snapshots", r#"{"name":7}"#, 400, "validation error"),
+        ("fork", r#"{"count":0}"#, 400, "count"),
+        ("fork", r#"{"count":101}"#, 400, "count"),
+        ("fork", r#"{"timeout":-1}"#, 400, "timeout"),
+        ("rollback", "{}", 400, "snapshotID"),
+        ("rollback", r#"{"snapshotID":"nothing"}"#, 404, "not found"),
+    ] {
+        assert_error(&server.post(&id, call, body).await, status, text);
+    }
+    for line in [
+        "GET /snapshots?limit=0",
+        "GET /snapshots?limit=x",
+        "GET /snapshots?nextToken=%00",
+        "GET /snapshots?sandboxID=A-b-c",
+        "GET /snapshots?name=other%2Fx",
+    ] {
+        assert_error(&server.api(line, "").await, 400, "");
+    }
+    assert_error(&server.api("DELETE /templates/base", "").await, 404, "");
+    assert_eq!(server.api("GET /snapshots", "").await.text(), "[]");
+    let unknown = "POST /sandboxes/iunknown";
+    for call in ["snapshots", "fork"] {
+        let answer = server.api(&format!("{unknown}/{call}"), "{}").await;
+        assert_error(&answer, 404, "doesn't exist");
+    }
+    server.post(&id, "pause", "{}").await;
+    assert_error(&server.post(&id, "fork", "{}").await, 409, "paused");
+    let detail = server.api(&format!("GET /sandboxes/{id}"), "").await.json();
+    assert_eq!(detail["state"], "paused");
+}
+
+#[tokio::test]
+async fn forks_and_rollbacks_answer_over_http() {
+    let server = Served::start().await;
+    let id = server.create(r#","metadata":{"k":"v"}"#).await;
+    let snapshot = server.post(&id, "snapshots", "").await.json();
+    let forks = server
+        .post(&id, "fork", r#"{"count":2,"timeout":60}"#)
+        .await;
+    assert_eq!(forks.status, StatusCode::CREATED);
+    let forks = forks.json();
+    assert_eq!(forks.as_array().unwrap().len(), 2);
+    for fork in forks.as_array().unwrap() {
+        assert!(fork.get("error").is_none());
+        let line = format!(
+            "GET /sandboxes/{}",
+            fork["sandbox"]["sandboxID"].as_str().unwrap()
+        );
+        let detail = server.api(&line, "").await.json();
+        assert_eq!(detail["metadata"]["k"], "v");
+        assert_eq!(seconds_left(&detail), 60);
+    }
+    let body = serde_json::json!({ "snapshotID": snapshot["snapshotID"] }).to_string();
+    let rolled_back = server.post(&id, "rollback", &body).await;
+    assert_eq!(rolled_back.status, StatusCode::OK);
+    assert_eq!(rolled_back.json()["sandboxID"], id.as_str());
+}
+
+#[tokio::test]
+async fn traffic_waits_for_a_sandbox_that_is_being_snapshotted() {
+    let server = Served::start().await;
+    let id = server.create("").await;
+    server.place.inject(Step::SnapshotLink, Fault::Stop);
+    let address = server.address;
+    let key = server.key.e2b();
+    let (snapshotting, line) = (id.clone(), "snapshots");
+    let head = format!(
+        "POST /sandboxes/{snapshotting}/{line} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\n\
+         content-length: 0\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    crate::support::eventually("the seal to begin", || server.place.faults_left() == 0).await;
+    let view = server.sandboxes.get(&id).unwrap();
+    assert_eq!(view.state, server::sandbox::PublicState::Running);
+    // It stays there for good, so a request waits instead of being told that there is nothing.
+    let waiting = tokio::time::timeout(
+        Duration::from_millis(300),
+        server.inside(&id, 8080, "GET /"),
+    );
+    assert!(waiting.await.is_err(), "traffic must wait");
 }

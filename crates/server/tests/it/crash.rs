@@ -5,6 +5,7 @@ use std::time::Duration;
 use engine::ExitReason;
 use server::sandbox::{Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, Step};
 
+use crate::snapshots::UNNAMED;
 use crate::support::{FULL, MINUTE, Place, create, eventually, request, state_of};
 
 /// A server that can be stopped dead: dropping its runtime drops every task where it stands.
@@ -299,4 +300,165 @@ fn a_deadline_that_passed_while_no_server_ran_is_met_at_once() {
         })
         .await;
     });
+}
+
+/// The snapshots that a crash left are whole, and the source went on from all of them.
+fn after_a_crashed_snapshot(place: &Place, server: &Server, source: &SandboxId, step: Step) {
+    server.settled(source, PublicState::Running);
+    server.runtime.block_on(server.sandboxes.settle());
+    let execution = place.execution();
+    assert_eq!(place.host.memory(&execution), Some(1), "{step:?}");
+    assert!(
+        place.host.step(&execution),
+        "{step:?}: the guest must go on"
+    );
+    assert_eq!(
+        place.staging(),
+        Vec::<std::path::PathBuf>::new(),
+        "{step:?}"
+    );
+    let listed = server.sandboxes.snapshots().listed();
+    assert_eq!(place.snapshot_directories().len(), listed.len(), "{step:?}");
+    server.runtime.block_on(async {
+        for snapshot in listed {
+            let mut request = request();
+            request.template = snapshot.reference();
+            let child = server.sandboxes.create(request).await.unwrap().id;
+            let of_child = place.execution_beside(std::slice::from_ref(&execution));
+            assert_eq!(place.host.memory(&of_child), Some(1), "{step:?}");
+            server.sandboxes.kill(&child).await.unwrap();
+            let reference = snapshot.reference();
+            server.sandboxes.delete_snapshot(&reference).await.unwrap();
+        }
+        server.sandboxes.pause(source, FULL).await.unwrap();
+        let connected = server
+            .sandboxes
+            .connect(source, MINUTE, ResumeFrom::Saved)
+            .await;
+        connected.unwrap();
+        assert_eq!(place.host.memory(&place.execution()), Some(2), "{step:?}");
+        server.sandboxes.kill(source).await.unwrap();
+        place.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_snapshot_leaves_the_source_running() {
+    let of_snapshot = |step: &Step| {
+        ["Pause", "Snapshot", "Resume"]
+            .iter()
+            .any(|of| is_of(*step, of))
+    };
+    for step in Step::ALL.into_iter().filter(of_snapshot) {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let source = server.runtime.block_on(create(&server.sandboxes));
+        assert!(place.host.step(&place.execution()));
+        crash_at(&place, server, step, async |sandboxes| {
+            let _ = sandboxes.snapshot(&source, UNNAMED).await;
+        });
+        let next = Server::start(&place);
+        after_a_crashed_snapshot(&place, &next, &source, step);
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_snapshot_of_a_paused_sandbox_leaves_it_paused() {
+    let of_snapshot = |step: &Step| is_of(*step, "Snapshot");
+    for step in Step::ALL.into_iter().filter(of_snapshot) {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let source = server.runtime.block_on(async {
+            let source = create(&server.sandboxes).await;
+            assert!(place.host.step(&place.execution()));
+            server.sandboxes.pause(&source, FULL).await.unwrap();
+            source
+        });
+        crash_at(&place, server, step, async |sandboxes| {
+            let _ = sandboxes.snapshot(&source, UNNAMED).await;
+        });
+        let next = Server::start(&place);
+        next.settled(&source, PublicState::Paused);
+        next.runtime.block_on(async {
+            let connected = next.sandboxes.connect(&source, MINUTE, ResumeFrom::Saved);
+            connected.await.unwrap();
+        });
+        after_a_crashed_snapshot(&place, &next, &source, step);
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_fork_leaves_the_source_and_no_trace() {
+    for step in Step::ALL
+        .into_iter()
+        .filter(|step| !is_of(*step, "Rollback"))
+    {
+        if is_of(step, "Kill") {
+            continue;
+        }
+        let place = Place::new();
+        let server = Server::start(&place);
+        let source = server.runtime.block_on(create(&server.sandboxes));
+        assert!(place.host.step(&place.execution()));
+        crash_at(&place, server, step, async |sandboxes| {
+            let _ = sandboxes.fork(&source, 1, MINUTE).await;
+        });
+        let next = Server::start(&place);
+        next.settled(&source, PublicState::Running);
+        next.runtime.block_on(async {
+            eventually("the clean-up", || place.host.executions().len() == 1).await;
+            assert_eq!(next.sandboxes.list().len(), 1, "{step:?}");
+        });
+        after_a_crashed_snapshot(&place, &next, &source, step);
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_rollback_leaves_one_of_the_two_states() {
+    let of_rollback = |step: &Step| ["Rollback", "Resume"].iter().any(|of| is_of(*step, of));
+    for step in Step::ALL.into_iter().filter(of_rollback) {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let (source, snapshot) = server.runtime.block_on(async {
+            let source = create(&server.sandboxes).await;
+            assert!(place.host.step(&place.execution()));
+            let snapshot = server.sandboxes.snapshot(&source, UNNAMED).await.unwrap();
+            (source, snapshot)
+        });
+        assert!(place.host.step(&place.execution()));
+        crash_at(&place, server, step, async |sandboxes| {
+            let _ = sandboxes.rollback(&source, &snapshot.reference()).await;
+        });
+        let committed = !matches!(step, Step::RollbackLink | Step::RollbackCommit);
+        let next = Server::start(&place);
+        next.settled(&source, PublicState::Running);
+        next.runtime.block_on(async {
+            next.sandboxes.settle().await;
+            let expected = if committed { 1 } else { 2 };
+            let memory = place.host.memory(&place.execution());
+            assert_eq!(memory, Some(expected), "{step:?}");
+            let reference = snapshot.reference();
+            next.sandboxes.rollback(&source, &reference).await.unwrap();
+            assert_eq!(place.host.memory(&place.execution()), Some(1), "{step:?}");
+            next.sandboxes.kill(&source).await.unwrap();
+            next.sandboxes.delete_snapshot(&reference).await.unwrap();
+            place.assert_clean().await;
+        });
+    }
+}
+
+#[test]
+fn an_execution_that_dies_after_a_crash_in_a_restart_is_started_again() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let source = server.runtime.block_on(create(&server.sandboxes));
+    assert!(place.host.step(&place.execution()));
+    crash_at(&place, server, Step::ResumeAgent, async |sandboxes| {
+        let _ = sandboxes.snapshot(&source, UNNAMED).await;
+    });
+    // It even wrote to its fresh disk; that life is dropped as a whole.
+    assert!(place.host.step(&place.execution()));
+    place.host.kill(&place.execution(), ExitReason::Exited);
+    let next = Server::start(&place);
+    after_a_crashed_snapshot(&place, &next, &source, Step::ResumeAgent);
 }

@@ -10,4 +10,5 @@ mod crash;
 mod edge;
 mod lifecycle;
 mod served;
+mod snapshots;
 mod support;

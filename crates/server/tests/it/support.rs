@@ -120,6 +120,8 @@ impl Place {
         assert_eq!(self.directories(), Vec::<PathBuf>::new());
         let db = Db::open(&self.data_dir().join("sandbase.db")).unwrap();
         assert_eq!(db.load_all().await.unwrap(), vec![]);
+        assert_eq!(db.load_snapshots().await.unwrap(), vec![]);
+        assert_eq!(self.snapshot_directories(), Vec::<PathBuf>::new());
         assert_eq!(self.host.violations(), Vec::<String>::new());
     }
 
@@ -131,6 +133,25 @@ impl Place {
             .flatten()
             .map(|entry| entry.unwrap().path())
             .collect()
+    }
+
+    /// Directories of snapshots, finished or not.
+    pub(crate) fn snapshot_directories(&self) -> Vec<PathBuf> {
+        let listed = std::fs::read_dir(self.data_dir().join("snapshots"));
+        listed
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    }
+
+    /// The execution that is not one of these.
+    pub(crate) fn execution_beside(&self, others: &[ExecutionId]) -> ExecutionId {
+        let all = self.host.executions();
+        let mut new = all.iter().filter(|id| !others.contains(id));
+        let found = new.next().expect("another execution").clone();
+        assert_eq!(new.next(), None, "only one other execution is expected");
+        found
     }
 
     /// What the journal says about a sandbox.
@@ -156,6 +177,7 @@ impl Place {
         }
         let mut found = Vec::new();
         walk(&self.data_dir().join("sandboxes"), &mut found);
+        walk(&self.data_dir().join("snapshots"), &mut found);
         found
     }
 }

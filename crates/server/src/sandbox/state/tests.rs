@@ -1,7 +1,10 @@
 //! The lifecycle, exhaustively: every state with every command, outcome and finding; and random
 //! walks against the invariants.
 
+use engine::ExecutionStatus;
+
 use super::*;
+use crate::sandbox::{PauseMode, PauseRequest};
 
 fn executions() -> [ExecutionId; 2] {
     ["xaaaaaaaaaaaaaaaaaaaa", "xbbbbbbbbbbbbbbbbbbbb"].map(|id| ExecutionId::parse(id).unwrap())
@@ -9,6 +12,17 @@ fn executions() -> [ExecutionId; 2] {
 
 fn image(letter: char) -> ImageId {
     ImageId::parse(&format!("m{}", letter.to_string().repeat(20))).unwrap()
+}
+
+fn snapshot_id() -> SnapshotId {
+    SnapshotId::parse("ssssssssssssssssssss").unwrap()
+}
+
+fn rollback_target() -> RollbackTarget {
+    RollbackTarget {
+        snapshot: snapshot_id(),
+        saved: Saved::Memory { image: image('r') },
+    }
 }
 
 fn reasons() -> Vec<DiskReason> {
@@ -60,8 +74,61 @@ fn states() -> Vec<State> {
                 from,
             });
         }
+        all.extend(of_snapshots(&execution, &saved));
     }
     all
+}
+
+/// All states of snapshots and rollbacks that have to do with an execution or something saved.
+fn of_snapshots(execution: &ExecutionId, saved: &Saved) -> Vec<State> {
+    let [_, restart] = executions();
+    let (snapshot, target) = (snapshot_id(), rollback_target().saved);
+    let mut steps = vec![SnapshotStep::Saving {
+        execution: execution.clone(),
+        image: image('b'),
+        restart: restart.clone(),
+    }];
+    let mut rollback_steps = Vec::new();
+    for restart in [None, Some(restart.clone())] {
+        steps.push(SnapshotStep::Sealing {
+            saved: saved.clone(),
+            restart: restart.clone(),
+        });
+        let before = match restart {
+            Some(_) => Before::Running {
+                execution: execution.clone(),
+            },
+            None => Before::Paused {
+                saved: saved.clone(),
+            },
+        };
+        rollback_steps.push(RollbackStep::Staging {
+            before,
+            saved: target.clone(),
+            restart: restart.clone(),
+        });
+        rollback_steps.push(RollbackStep::Replacing {
+            execution: restart.as_ref().map(|_| execution.clone()),
+            saved: target.clone(),
+            restart,
+        });
+    }
+    let snapshotting = steps.into_iter().map(|step| State::Snapshotting {
+        snapshot: snapshot.clone(),
+        step,
+    });
+    let rolling_back = rollback_steps.into_iter().map(|step| State::RollingBack {
+        snapshot: snapshot.clone(),
+        step,
+    });
+    let restarting = State::Restarting {
+        execution: restart,
+        saved: saved.clone(),
+    };
+    snapshotting
+        .chain(rolling_back)
+        .chain([restarting])
+        .collect()
 }
 
 fn pauses() -> Vec<PauseRequest> {
@@ -84,6 +151,8 @@ fn commands() -> Vec<Command> {
         Command::Connect,
         Command::Kill,
         Command::SetDeadline,
+        Command::Snapshot,
+        Command::Rollback(rollback_target()),
     ]);
     for execution in executions() {
         for reason in [ExitReason::Exited, ExitReason::OutOfMemory] {
@@ -108,6 +177,7 @@ fn fresh() -> FreshNames {
     FreshNames {
         execution,
         image: image('z'),
+        snapshot: snapshot_id(),
     }
 }
 
@@ -117,13 +187,16 @@ fn fresh() -> FreshNames {
 #[test]
 fn every_command_in_every_state_is_answered_as_the_contract_says() {
     let table = [
-        //            pause resume connect kill deadline
-        ("creating", "NNNNN"),
-        ("running", "BRSBS"),
-        ("pausing", "JWWWY"),
-        ("paused", "PBBBT"),
-        ("resuming", "WJJWT"),
-        ("killing", "NNKJN"),
+        //            pause resume connect kill deadline snapshot rollback
+        ("creating", "NNNNNNN"),
+        ("running", "BRSBSBB"),
+        ("pausing", "JWWWYYY"),
+        ("paused", "PBBBTBB"),
+        ("resuming", "WJJWTTY"),
+        ("snapshotting", "WYWWYYY"),
+        ("rolling back", "WYWWYYY"),
+        ("restarting", "WYWWYYY"),
+        ("killing", "NNKJNNN"),
     ];
     for state in states() {
         let (_, row) = table
@@ -137,6 +210,8 @@ fn every_command_in_every_state_is_answered_as_the_contract_says() {
                 Command::Connect => 2,
                 Command::Kill => 3,
                 Command::SetDeadline => 4,
+                Command::Snapshot => 5,
+                Command::Rollback(_) => 6,
                 Command::Lost(..) => continue,
             };
             let letter = match decide(&state, &command) {
@@ -188,6 +263,8 @@ fn whatever_is_decided_to_begin_can_begin_and_nothing_else_can() {
     transitions.extend([
         Transition::Resume,
         Transition::Kill,
+        Transition::Snapshot,
+        Transition::Rollback(rollback_target()),
         Transition::Lose(ExitReason::Exited),
     ]);
     for state in states() {
@@ -196,6 +273,8 @@ fn whatever_is_decided_to_begin_can_begin_and_nothing_else_can() {
                 Transition::Pause(request) => Command::Pause(*request),
                 Transition::Resume => Command::Resume,
                 Transition::Kill => Command::Kill,
+                Transition::Snapshot => Command::Snapshot,
+                Transition::Rollback(target) => Command::Rollback(target.clone()),
                 Transition::Lose(reason) => Command::Lost(live.clone(), reason.clone()),
             };
             let wanted = decide(&state, &command) == Decision::Begin(transition.clone());
@@ -298,9 +377,90 @@ fn only_a_failed_create_or_a_finished_kill_ends_in_nothing() {
                 State::Running { .. }
                 | State::Pausing { .. }
                 | State::Paused { .. }
-                | State::Resuming { .. } => false,
+                | State::Resuming { .. }
+                | State::Snapshotting { .. }
+                | State::RollingBack { .. }
+                | State::Restarting { .. } => false,
             };
             assert_eq!(gone, expected, "{state:?} {outcome:?}");
+        }
+    }
+}
+
+/// Follows a snapshot or rollback to the state it rests in; every step ends with this outcome.
+fn rest_of(mut state: State, outcome: &Outcome) -> State {
+    for _ in 0..4 {
+        match after(&state, outcome) {
+            Next::State(next) => state = next,
+            Next::Gone => panic!("{state:?} must not end in nothing"),
+        }
+        if matches!(state, State::Running { .. } | State::Paused { .. }) {
+            return state;
+        }
+    }
+    panic!("{state:?} does not come to rest");
+}
+
+#[test]
+fn snapshots_and_rollbacks_leave_a_running_sandbox_running_and_a_paused_one_paused() {
+    let [live, _] = executions();
+    for transition in [
+        Transition::Snapshot,
+        Transition::Rollback(rollback_target()),
+    ] {
+        let running = State::Running {
+            execution: live.clone(),
+        };
+        let begun = begin(&running, &transition, StartPoint::Memory, fresh()).unwrap();
+        assert!(begun.counts_as_running());
+        let rest = rest_of(begun.clone(), &Outcome::Done);
+        let started = State::Running {
+            execution: fresh().execution,
+        };
+        assert_eq!(rest, started, "it goes on in a new execution");
+        // Undone at the first step, nothing has happened at all.
+        assert_eq!(after(&begun, &Outcome::Undone), Next::State(running));
+        for saved in all_saved() {
+            let paused = State::Paused {
+                saved: saved.clone(),
+            };
+            let begun = begin(&paused, &transition, StartPoint::Memory, fresh()).unwrap();
+            assert!(!begun.counts_as_running());
+            assert_eq!(after(&begun, &Outcome::Undone), Next::State(paused.clone()));
+            let expected = match &transition {
+                Transition::Rollback(target) => State::Paused {
+                    saved: target.saved.clone(),
+                },
+                _ => paused,
+            };
+            assert_eq!(rest_of(begun, &Outcome::Done), expected);
+        }
+    }
+}
+
+#[test]
+fn what_is_saved_is_never_let_go_by_a_failed_step() {
+    for state in states() {
+        let saved = match &state {
+            State::Snapshotting {
+                step: SnapshotStep::Sealing { saved, .. },
+                ..
+            }
+            | State::Restarting { saved, .. } => saved,
+            _ => continue,
+        };
+        for outcome in [
+            Outcome::Undone,
+            Outcome::ExecutionLost(ExitReason::OutOfMemory),
+        ] {
+            let Next::State(next) = after(&state, &outcome) else {
+                panic!("{state:?}")
+            };
+            let kept = match &next {
+                State::Paused { saved } | State::Restarting { saved, .. } => saved,
+                other => panic!("{state:?} must not lead to {other:?}"),
+            };
+            assert_eq!(kept, saved);
         }
     }
 }
@@ -352,6 +512,59 @@ fn recovery_keeps_every_announced_sandbox_and_respects_the_commit_point() {
                     (State::Resuming { .. }, Recovery::UndoStart(_)) => {
                         assert!(!alive, "{context}");
                     }
+                    (
+                        State::Snapshotting {
+                            step: SnapshotStep::Saving { .. },
+                            ..
+                        },
+                        recovery,
+                    ) => match recovery {
+                        Recovery::CleanUp(_, Outcome::Done) => assert!(committed, "{context}"),
+                        Recovery::Adopt(_, Outcome::Undone) => {
+                            assert!(!committed && alive, "{context}");
+                        }
+                        Recovery::CleanUp(_, Outcome::ExecutionLost(_)) => {
+                            assert!(!committed && !alive, "{context}");
+                        }
+                        other => panic!("{context} must not lead to {other:?}"),
+                    },
+                    (
+                        State::Snapshotting {
+                            step: SnapshotStep::Sealing { .. },
+                            ..
+                        },
+                        Recovery::AbandonSnapshot(_),
+                    )
+                    | (
+                        State::RollingBack {
+                            step: RollbackStep::Replacing { .. },
+                            ..
+                        },
+                        Recovery::FinishRollback,
+                    ) => {}
+                    (
+                        State::RollingBack {
+                            step: RollbackStep::Staging { before, .. },
+                            ..
+                        },
+                        recovery,
+                    ) => match (before, recovery) {
+                        (Before::Running { .. }, Recovery::Adopt(_, Outcome::Undone)) => {
+                            assert!(alive, "{context}");
+                        }
+                        (
+                            Before::Running { .. },
+                            Recovery::CleanUp(_, Outcome::ExecutionLost(_)),
+                        ) => assert!(!alive, "{context}"),
+                        (Before::Paused { .. }, Recovery::Undo) => {}
+                        other => panic!("{context} must not lead to {other:?}"),
+                    },
+                    (State::Restarting { .. }, Recovery::FinishStart(_)) => {
+                        assert!(alive, "{context}");
+                    }
+                    (State::Restarting { .. }, Recovery::StartAgain(_)) => {
+                        assert!(!alive, "{context}");
+                    }
                     _ => panic!("{context} must not lead to {recovery:?}"),
                 }
                 // Whatever the recovery's work reports, an announced sandbox is still there.
@@ -393,6 +606,7 @@ fn random_walks_keep_the_invariants() {
                         let fresh = FreshNames {
                             execution: ExecutionId::random(),
                             image: image('c'),
+                            snapshot: snapshot_id(),
                         };
                         Next::State(begin(&state, &transition, StartPoint::Memory, fresh).unwrap())
                     }

@@ -1,0 +1,166 @@
+//! All snapshots of this server.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::page::is_named;
+use super::{Snapshot, SnapshotFiles, SnapshotId, SnapshotName, SnapshotUse};
+use crate::db::{Db, DbError};
+
+/// Finds, lists and deletes snapshots. Cheap to clone.
+#[derive(Clone)]
+pub struct Snapshots {
+    db: Db,
+    data_dir: PathBuf,
+    known: Arc<RwLock<BTreeMap<SnapshotId, Arc<Snapshot>>>>,
+}
+
+/// Why a snapshot was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// The database cannot be written; nothing was deleted.
+    #[error("the database cannot be written")]
+    Db(#[from] DbError),
+    /// Its files could not be removed; the next start of the server tries again.
+    #[error("the files of snapshot {id} could not be removed")]
+    Files {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Snapshots {
+    /// Loads all, and removes what a crash left of those that were to go.
+    pub async fn open(db: Db, data_dir: &Path) -> Result<Self, DbError> {
+        let snapshots = Self {
+            db,
+            data_dir: data_dir.to_owned(),
+            known: Arc::default(),
+        };
+        for snapshot in snapshots.db.load_snapshots().await? {
+            match snapshot.usage {
+                SnapshotUse::Listed => snapshots.remember(Arc::new(snapshot)),
+                SnapshotUse::Fork | SnapshotUse::Deleting => {
+                    if let Err(error) = snapshots.remove(&snapshot.id).await {
+                        tracing::warn!(snapshot.id = %snapshot.id, %error, "a snapshot could not be removed");
+                    }
+                }
+            }
+        }
+        snapshots.report_strangers();
+        Ok(snapshots)
+    }
+
+    /// Where a snapshot keeps its files.
+    pub fn files(&self, id: &SnapshotId) -> SnapshotFiles {
+        SnapshotFiles::new(&self.data_dir, id)
+    }
+
+    /// Takes up a snapshot that was just committed, in place of an older one of the same name.
+    pub(crate) async fn committed(&self, snapshot: Arc<Snapshot>) {
+        let replaced: Vec<SnapshotId> = match &snapshot.name {
+            Some(name) => self
+                .listed()
+                .iter()
+                .filter(|old| old.id != snapshot.id && old.name.as_ref() == Some(name))
+                .map(|old| old.id.clone())
+                .collect(),
+            None => Vec::new(),
+        };
+        self.remember(snapshot);
+        for old in replaced {
+            self.forget(&old);
+            if let Err(error) = self.remove(&old).await {
+                tracing::warn!(snapshot.id = %old, %error, "a replaced snapshot could not be removed");
+            }
+        }
+    }
+
+    /// The snapshot that a reference names: `<id>`, `<id>:default`, `[<namespace>/]<name>[:<tag>]`.
+    /// Without a tag, the newest of that name.
+    pub fn find(&self, reference: &str) -> Option<Arc<Snapshot>> {
+        let named = self.named(reference);
+        named
+            .into_iter()
+            .max_by_key(|snapshot| (snapshot.created_at, snapshot.id.clone()))
+    }
+
+    /// All that a reference names; a tag chooses among those of one name.
+    pub fn named(&self, reference: &str) -> Vec<Arc<Snapshot>> {
+        let mut listed = self.listed();
+        listed.retain(|snapshot| is_named(snapshot, reference));
+        listed
+    }
+
+    /// All tags of the name that a reference names, or the one snapshot without a name.
+    pub fn all_tags(&self, reference: &str) -> Vec<Arc<Snapshot>> {
+        match SnapshotName::parse_parts(reference) {
+            Ok((word, _)) => self.named(&word),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Everything that callers may see.
+    pub fn listed(&self) -> Vec<Arc<Snapshot>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known
+            .values()
+            .filter(|snapshot| snapshot.usage == SnapshotUse::Listed)
+            .cloned()
+            .collect()
+    }
+
+    /// Deletes a snapshot. Sandboxes made from it have their own names of its files.
+    pub async fn delete(&self, id: &SnapshotId) -> Result<(), DeleteError> {
+        self.db.mark_snapshot_deleting(id.clone()).await?;
+        self.forget(id);
+        self.remove(id).await
+    }
+
+    /// First the files, then the row: as long as anything is left, the row says that it has to go.
+    async fn remove(&self, id: &SnapshotId) -> Result<(), DeleteError> {
+        let files = self.files(id);
+        let removed = tokio::task::spawn_blocking(move || files.remove()).await;
+        let removed = removed.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
+        removed.map_err(|source| DeleteError::Files {
+            id: id.clone(),
+            source,
+        })?;
+        Ok(self.db.delete_snapshot(id.clone()).await?)
+    }
+
+    fn remember(&self, snapshot: Arc<Snapshot>) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(snapshot.id.clone(), snapshot);
+    }
+
+    fn forget(&self, id: &SnapshotId) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.remove(id);
+    }
+
+    /// A directory that no row names may be a snapshot whose database is lost: it is pointed out and
+    /// left alone. One that was never finished is rubbish of a crash.
+    fn report_strangers(&self) {
+        let all = SnapshotFiles::all(&self.data_dir);
+        for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            if name.starts_with(".staging-") {
+                if let Err(error) = crate::sandbox::remove_tree(&path) {
+                    tracing::warn!(path = %path.display(), %error, "an unfinished snapshot could not be removed");
+                }
+                continue;
+            }
+            let id = SnapshotId::parse(&name);
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            if id.is_none_or(|id| !known.contains_key(&id)) {
+                tracing::warn!(path = %path.display(), "this directory belongs to no snapshot of the database; remove it if you do not need it");
+            }
+        }
+    }
+}
