@@ -117,6 +117,9 @@ impl Gvisor {
         paths
             .create_directories()
             .map_err(host_error("create the run directory"))?;
+        netns::share_directory(&paths.netns("")).map_err(host_error(
+            "make the directory of network namespaces a mount point",
+        ))?;
         let build = builds::keep(&config, &paths)?;
         network::prepare_host(&config, &paths)
             .map_err(host_error("set up forwarding and NAT on the host"))?;

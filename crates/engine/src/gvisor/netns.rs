@@ -3,19 +3,51 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change, unmount,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 use crate::GUEST_ADDRESS;
+
+/// Makes the directory of names a shared mount point of its own, as `ip netns` does at its first use.
+///
+/// Left to `ip`, that would lay the directory over itself at any moment. The pins below could not be
+/// reached any more, so they could be neither unmounted nor removed, and no sandbox of that time
+/// could be destroyed.
+pub(super) fn share_directory(directory: &Path) -> io::Result<()> {
+    let below = File::open(directory)?;
+    // Two servers that start together must not lay it over itself twice.
+    flock(&below, FlockOperation::LockExclusive)?;
+    let shared = || mount_change(directory, MountPropagationFlags::SHARED);
+    match shared() {
+        Err(Errno::INVAL) => {}
+        other => return Ok(other?),
+    }
+    mount_bind_recursive(directory, directory)?;
+    shared()?;
+    // Pins of an earlier server were copied to the new mount. The originals can still be reached
+    // through what was opened before.
+    let below = PathBuf::from(format!("/proc/self/fd/{}", below.as_raw_fd()));
+    for entry in std::fs::read_dir(&below)? {
+        match unmount(below.join(entry?.file_name()), UnmountFlags::DETACH) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
 
 /// Makes a network namespace and pins it at `path`. `prepare` runs inside it.
 pub(super) fn create(
@@ -44,7 +76,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     loop {
         match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,
+            Err(Errno::INVAL | Errno::NOENT) => break,
             Err(error) => return Err(error.into()),
         }
     }
@@ -177,4 +209,39 @@ fn create_socket(gateway: &Path) -> io::Result<OwnedFd> {
         flags,
         None,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `ip netns` would do to a directory that is no mount point.
+    fn lay_over_itself(directory: &Path) -> bool {
+        match mount_change(directory, MountPropagationFlags::SHARED) {
+            Err(Errno::INVAL) => {
+                mount_bind_recursive(directory, directory).unwrap();
+                true
+            }
+            other => {
+                other.unwrap();
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn pins_can_be_removed_whatever_ip_netns_does_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().canonicalize().unwrap();
+        let (old, new) = (directory.join("old"), directory.join("new"));
+        create(&old, || Ok(())).unwrap();
+        share_directory(&directory).unwrap();
+        share_directory(&directory).unwrap();
+        create(&new, || Ok(())).unwrap();
+        assert!(!lay_over_itself(&directory));
+        remove(&old).unwrap();
+        remove(&new).unwrap();
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+        unmount(&directory, UnmountFlags::DETACH).unwrap();
+    }
 }
