@@ -1,6 +1,6 @@
 //! One request of the host channel over a connection the caller dialled.
 //!
-//! Nothing here has a timeout or spawns a task: dropping the future drops the connection.
+//! Nothing here has a timeout. Dropping the future, or what it returned, drops the connection.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
@@ -97,12 +97,36 @@ pub async fn tunnel(stream: TcpStream, port: u16) -> Result<Tunnel, ClientError>
     Ok(TokioIo::new(upgraded?))
 }
 
+/// Sends a GET and returns the body of a successful answer as it comes, with the task that drives its
+/// connection.
+pub(crate) async fn open(
+    stream: TcpStream,
+    path: &str,
+) -> Result<(Incoming, tokio::task::JoinHandle<()>), ClientError> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Owned by the reader of the body, which aborts it.
+    let connection = tokio::spawn(async move {
+        // How it ended is what the body says.
+        let _ended = connection.await;
+    });
+    let response = sender
+        .send_request(request(Method::GET, path, Bytes::new()))
+        .await;
+    let response = response.inspect_err(|_| connection.abort())?;
+    if response.status().is_success() {
+        return Ok((response.into_body(), connection));
+    }
+    let refused = refusal(response).await;
+    connection.abort();
+    Err(refused)
+}
+
 fn request(method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = method;
     *request.uri_mut() = path
         .parse()
-        .expect("paths are constants with at most a port number");
+        .expect("paths are constants with at most numbers and ids");
     let headers = request.headers_mut();
     headers.insert(HOST, http::HeaderValue::from_static("sandbox"));
     headers.insert(

@@ -9,10 +9,12 @@
 //! with its own timeout.
 
 pub mod client;
+mod log;
 mod messages;
 
 pub use client::{ClientError, Tunnel};
-pub use messages::{Failure, InitReply, InitRequest, Metrics};
+pub use log::LogReader;
+pub use messages::{Failure, InitReply, InitRequest, LogLine, Metrics};
 
 /// TCP port of the envd contract, fixed by the E2B SDKs.
 pub const ENVD_PORT: u16 = 49983;
@@ -39,5 +41,7 @@ pub const PREPARE_PATH: &str = "/prepare";
 pub const TUNNEL_PATH: &str = "/tunnel";
 /// Path of the resource usage of the guest.
 pub const METRICS_PATH: &str = "/metrics";
+/// Path of the agent's log, `?boot=ID&after=NUMBER`.
+pub const LOG_PATH: &str = "/log";
 /// `Upgrade` token of [`TUNNEL_PATH`].
 pub const TUNNEL_PROTOCOL: &str = "sandbase-tunnel";

@@ -33,6 +33,10 @@ pub struct InitRequest {
     /// Directory meant by an empty path; empty keeps the present one.
     #[serde(default)]
     pub default_workdir: String,
+    /// Memory the sandbox was promised. When it uses more, the agent ends its biggest process; without
+    /// it the agent guards nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
     /// Base64 bytes to stir into the guest's random pool, so that clones of one memory image part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<String>,
@@ -75,6 +79,15 @@ pub struct Metrics {
     pub disk_used: u64,
     /// Bytes of `/`.
     pub disk_total: u64,
+}
+
+/// One line of the agent's log, as [`LogReader`](crate::LogReader) gives them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Counts up from 1 with every boot.
+    pub number: u64,
+    /// A JSON object with `level`, `logger`, `message`, `timestamp` and fields of the entry's kind.
+    pub entry: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Body of every answer that is not a success: the status again and a text.

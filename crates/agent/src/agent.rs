@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::connect::{Caller, Code, RpcError};
 use crate::filesystem::Watchers;
+use crate::log::Log;
 use crate::metrics::Meter;
 use crate::paths;
 use crate::process::Processes;
@@ -16,6 +17,8 @@ use crate::users::{self, User};
 #[derive(Debug)]
 pub(crate) struct Agent {
     settings: Mutex<Settings>,
+    /// What happened, for the owner of the sandbox.
+    pub(crate) log: Arc<Log>,
     /// Processes that clients started.
     pub(crate) processes: Arc<Processes>,
     /// Directories that clients watch.
@@ -25,7 +28,7 @@ pub(crate) struct Agent {
     /// Connections of the host.
     pub(crate) hosts: Connections,
     /// CPU use between two calls.
-    pub(crate) meter: Meter,
+    meter: Meter,
     /// How long a subscriber may hold back a process.
     pub(crate) stall_limit: Duration,
 }
@@ -33,9 +36,11 @@ pub(crate) struct Agent {
 impl Agent {
     /// An agent nobody has initialised yet.
     pub(crate) fn new(default_user: String, stall_limit: Duration) -> Arc<Self> {
+        let log = Arc::<Log>::default();
         Arc::new(Self {
             settings: Mutex::new(Settings::new(default_user)),
-            processes: Arc::default(),
+            processes: Arc::new(Processes::new(Arc::clone(&log))),
+            log,
             watchers: Watchers::default(),
             clients: Connections::default(),
             hosts: Connections::default(),
@@ -47,6 +52,12 @@ impl Agent {
     /// The settings, to be read or changed at once: never across an await.
     pub(crate) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this sandbox uses now.
+    pub(crate) fn measure(&self) -> std::io::Result<agent_api::Metrics> {
+        let limit = self.settings().memory_limit;
+        self.meter.measure(limit)
     }
 
     /// The user an RPC acts as.

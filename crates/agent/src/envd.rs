@@ -91,7 +91,7 @@ impl Envd {
             (Method::POST, "/files/compose") => {
                 files::compose(agent, request).await.unwrap_or_else(fail)
             }
-            (Method::GET, "/metrics") => match agent.meter.measure() {
+            (Method::GET, "/metrics") => match agent.measure() {
                 Ok(metrics) => no_store(json(StatusCode::OK, &metrics)),
                 Err(error) => fail(Failed::internal(format!("error reading metrics: {error}"))),
             },

@@ -4,11 +4,11 @@
 //! edge ──► envd port ──► envd.rs ──┬─► process/     commands and terminals
 //!                                  ├─► filesystem/  stat, list, move, watch
 //!                                  └─► files/       upload and download
-//! host ──► host port ──► host/     init, prepare, metrics, tunnels to loopback
+//! host ──► host port ──► host/     init, prepare, metrics, log, tunnels to loopback
 //! ```
 //!
-//! One thread runs everything; file work goes to a few helper threads that end when idle. Nothing
-//! polls: an idle agent does not wake up.
+//! One thread runs everything; file work goes to a few helper threads that end when idle. An
+//! idle agent does not wake up; while there are processes, it looks after the memory.
 //!
 //! Invariants:
 //! - every child of init is collected, and only through `process::reaper`;
@@ -23,6 +23,7 @@ mod envd;
 mod files;
 mod filesystem;
 mod host;
+mod log;
 mod metrics;
 mod paths;
 mod process;
@@ -92,6 +93,7 @@ async fn serve(arguments: Arguments) -> Result<(), server::BoxError> {
         never = envd => never,
         never = host => never,
         ended = Arc::clone(&agent.processes.reaper).run() => ended?,
+        never = process::guard_memory(&agent) => never,
     }
     Ok(())
 }

@@ -23,9 +23,11 @@ struct CpuTimes {
 }
 
 impl Meter {
-    /// Measures now. CPU use counts from the call before, or from boot.
-    pub(crate) fn measure(&self) -> io::Result<Metrics> {
-        let memory = Memory::parse(&fs::read_to_string("/proc/meminfo")?);
+    /// Measures now. CPU use counts from the call before, or from boot. `limit` is the memory the
+    /// sandbox was promised: the guest's own total includes the engine's headroom.
+    pub(crate) fn measure(&self, limit: Option<u64>) -> io::Result<Metrics> {
+        let memory = Memory::read()?;
+        let total = limit.map_or(memory.total, |limit| limit.min(memory.total));
         let now = CpuTimes::parse(&fs::read_to_string("/proc/stat").unwrap_or_default());
         let last = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -41,10 +43,10 @@ impl Meter {
             ts: i64::try_from(seconds).unwrap_or_default(),
             cpu_count: u32::try_from(cpus).unwrap_or(u32::MAX),
             cpu_used_pct: now.used_percent_since(last),
-            mem_total: memory.total,
+            mem_total: total,
             mem_used: memory.used(),
             mem_cache: memory.cache,
-            mem_total_mib: memory.total / MIB,
+            mem_total_mib: total / MIB,
             mem_used_mib: memory.used() / MIB,
             disk_used: disk
                 .f_blocks
@@ -85,31 +87,50 @@ impl CpuTimes {
     }
 }
 
+/// What `/proc/meminfo` says, in bytes.
 #[derive(Debug, Default)]
-struct Memory {
+pub(crate) struct Memory {
     total: u64,
-    available: u64,
+    free: u64,
+    buffers: u64,
+    /// File cache and slab that can be given back.
     cache: u64,
+    /// Part of `cache` that cannot: files that exist in memory only.
+    shared: u64,
 }
 
 impl Memory {
+    /// Reads it now.
+    pub(crate) fn read() -> io::Result<Self> {
+        Ok(Self::parse(&fs::read_to_string("/proc/meminfo")?))
+    }
+
     fn parse(meminfo: &str) -> Self {
         let bytes = |name: &str| -> Option<u64> {
             let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
             let kibibytes = line.strip_prefix(':')?.split_whitespace().next()?;
             Some(kibibytes.parse::<u64>().ok()? * 1024)
         };
-        let cache = bytes("Cached").unwrap_or(0) + bytes("SReclaimable").unwrap_or(0);
-        let free = bytes("MemFree").unwrap_or(0);
+        let number = |name: &str| bytes(name).unwrap_or(0);
         Self {
-            total: bytes("MemTotal").unwrap_or(0),
-            available: bytes("MemAvailable").unwrap_or(free + cache),
-            cache,
+            total: number("MemTotal"),
+            free: number("MemFree"),
+            buffers: number("Buffers"),
+            cache: number("Cached") + number("SReclaimable"),
+            shared: number("Shmem"),
         }
     }
 
+    /// What would be free if it were needed.
+    pub(crate) fn reclaimable(&self) -> u64 {
+        self.buffers + self.cache.saturating_sub(self.shared)
+    }
+
+    /// Not by `MemAvailable`, which gVisor gives without the cache.
     fn used(&self) -> u64 {
-        self.total.saturating_sub(self.available)
+        self.total
+            .saturating_sub(self.free)
+            .saturating_sub(self.reclaimable())
     }
 }
 
@@ -133,10 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn used_memory_is_what_is_not_available() {
+    fn used_memory_is_neither_free_nor_cache_but_files_in_memory_count() {
         let text = "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 400 kB\nCached: 200 kB\n\
-                    SwapCached: 7 kB\nSReclaimable: 50 kB\n";
+                    SwapCached: 7 kB\nSReclaimable: 50 kB\nShmem: 30 kB\n";
         let memory = Memory::parse(text);
-        assert_eq!((memory.used(), memory.cache), (600 * 1024, 250 * 1024));
+        assert_eq!((memory.used(), memory.cache), (680 * 1024, 250 * 1024));
     }
 }

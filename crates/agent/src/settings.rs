@@ -14,6 +14,8 @@ pub(crate) struct Settings {
     pub(crate) default_user: String,
     /// Meaning of an empty path; empty for the user's home.
     pub(crate) default_workdir: String,
+    /// What the sandbox may use; `None` when nobody said.
+    pub(crate) memory_limit: Option<u64>,
     system_env: BTreeMap<String, String>,
     user_env: BTreeMap<String, String>,
     lifecycle_id: Option<String>,
@@ -39,6 +41,7 @@ impl Settings {
             access_token: None,
             default_user,
             default_workdir: String::new(),
+            memory_limit: None,
             system_env,
             user_env: BTreeMap::new(),
             lifecycle_id: None,
@@ -59,6 +62,7 @@ impl Settings {
             .access_token
             .clone()
             .filter(|token| !token.is_empty());
+        self.memory_limit = request.memory_limit_bytes;
         self.system_env
             .insert("E2B_SANDBOX_ID".to_owned(), request.sandbox_id.clone());
         self.system_env
@@ -77,6 +81,11 @@ impl Settings {
         } else {
             Applied::SameLifecycle
         }
+    }
+
+    /// Which sandbox this is, once somebody said so.
+    pub(crate) fn sandbox_id(&self) -> Option<&str> {
+        self.system_env.get("E2B_SANDBOX_ID").map(String::as_str)
     }
 
     /// The global table: user entries, then system ones, which they cannot replace.
@@ -107,6 +116,7 @@ mod tests {
             env_vars: vars.map(pairs),
             default_user: String::new(),
             default_workdir: "/code".to_owned(),
+            memory_limit_bytes: None,
             entropy: None,
         }
     }

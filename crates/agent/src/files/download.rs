@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -20,6 +21,7 @@ use super::encoding::{Accepted, Coding};
 use super::query::{self, Operation, Query};
 use super::range::{self, Ranges};
 use crate::agent::Agent;
+use crate::log::Level;
 use crate::paths;
 use crate::server::{Body, Failed, empty, full};
 
@@ -49,6 +51,7 @@ pub(crate) async fn download(
     let query = Query::parse(request.uri())?;
     let user = query.authorize(&agent, request.headers(), Operation::Read)?;
     let path = query::resolve(&agent, query.path.as_deref().unwrap_or_default(), &user)?;
+    let shown = path.clone();
     let opened = tokio::task::spawn_blocking({
         let headers = request.headers().clone();
         move || {
@@ -61,6 +64,10 @@ pub(crate) async fn download(
     let (opened, coding) = opened
         .await
         .map_err(|error| Failed::internal(error.to_string()))??;
+    let fields = json!({"path": shown, "username": user.name});
+    agent
+        .log
+        .add(Level::Info, "filesystem", "file read", fields);
     let head = request.method() == Method::HEAD;
     let mut response = serve(request.headers(), opened, coding);
     if head {

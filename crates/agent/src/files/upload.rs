@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
+use serde_json::json;
 
 use super::attributes;
 use super::multipart::{self, Multipart};
@@ -14,8 +15,9 @@ use super::query::{self, Operation, Query};
 use super::target::Target;
 use super::upload_body::{self, UploadBody};
 use crate::agent::Agent;
+use crate::log::Level;
 use crate::paths;
-use crate::server::{Body, Failed, json};
+use crate::server::{self, Body, Failed};
 use crate::users::User;
 
 /// An uploaded file in the reply. SDK tests compare it whole, so it has no other keys.
@@ -61,7 +63,7 @@ pub(crate) async fn upload(
     if written.is_err() {
         upload_body::discard(&mut incoming).await;
     }
-    Ok(json(StatusCode::OK, &written?))
+    Ok(server::json(StatusCode::OK, &written?))
 }
 
 async fn receive(
@@ -106,6 +108,13 @@ fn content_type(headers: &HeaderMap) -> String {
 }
 
 impl Upload {
+    fn log(&self, path: &str) {
+        let fields = json!({"path": path, "username": self.user.name});
+        self.agent
+            .log
+            .add(Level::Info, "filesystem", "file written", fields);
+    }
+
     async fn raw(&self, mut body: UploadBody<'_>) -> Result<Vec<Written>, Failed> {
         let Some(path) = &self.path else {
             let message = "path query parameter is required for raw body upload";
@@ -117,6 +126,7 @@ impl Upload {
             target.write(&chunk).await?;
         }
         let metadata = target.finish(self.metadata.clone()).await?;
+        self.log(&path);
         Ok(vec![Written::new(path, metadata)])
     }
 
@@ -140,6 +150,7 @@ impl Upload {
                 target.write(&chunk).await?;
             }
             let metadata = target.finish(self.metadata.clone()).await?;
+            self.log(&path);
             written.push(Written::new(path, metadata));
         }
         Ok(written)

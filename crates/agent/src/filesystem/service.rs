@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use serde_json::json;
 
 use super::messages::{
     EntryInfo, EntryResponse, ListDirRequest, ListDirResponse, MoveRequest, Nothing, PathRequest,
@@ -15,6 +16,7 @@ use super::messages::{
 use crate::agent::Agent;
 use crate::connect::{Caller, Code, RpcError, blocking};
 use crate::files::directories::{self, CreateError};
+use crate::log::Level;
 use crate::users::Names;
 
 pub(crate) async fn stat(
@@ -50,6 +52,7 @@ pub(crate) async fn make_dir(
 ) -> Result<EntryResponse, RpcError> {
     let user = agent.acting_user(&caller)?;
     let path = agent.resolve(&request.path, &user)?;
+    let (made, username) = (path.clone(), user.name.clone());
     let reply = blocking(move || {
         match fs::metadata(&path) {
             Ok(existing) if existing.is_dir() => {
@@ -67,7 +70,16 @@ pub(crate) async fn make_dir(
     })
     .await;
     agent.watchers.settle();
+    if reply.is_ok() {
+        log(&agent, "directory made", &made, &username);
+    }
     reply
+}
+
+/// Tells the sandbox's owner what was changed.
+fn log(agent: &Agent, message: &str, path: &str, username: &str) {
+    let fields = json!({"path": path, "username": username});
+    agent.log.add(Level::Info, "filesystem", message, fields);
 }
 
 pub(crate) async fn rename(
@@ -78,6 +90,7 @@ pub(crate) async fn rename(
     let user = agent.acting_user(&caller)?;
     let source = agent.resolve(&request.source, &user)?;
     let destination = agent.resolve(&request.destination, &user)?;
+    let (moved, username) = (destination.clone(), user.name.clone());
     let reply = blocking(move || {
         if let Some(parent) = Path::new(&destination).parent() {
             directories::create_all(parent, &user).map_err(|error| create_error(&error))?;
@@ -93,6 +106,9 @@ pub(crate) async fn rename(
     })
     .await;
     agent.watchers.settle();
+    if reply.is_ok() {
+        log(&agent, "moved", &moved, &username);
+    }
     reply
 }
 
@@ -107,7 +123,8 @@ pub(crate) async fn remove(
 ) -> Result<Nothing, RpcError> {
     let user = agent.acting_user(&caller)?;
     let path = agent.resolve(&request.path, &user)?;
-    blocking(move || {
+    let removed = path.clone();
+    let reply = blocking(move || {
         let removed = match fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
             Ok(_) => fs::remove_file(path.trim_end_matches('/')),
@@ -120,7 +137,11 @@ pub(crate) async fn remove(
             _ => Ok(Nothing {}),
         }
     })
-    .await
+    .await;
+    if reply.is_ok() {
+        log(&agent, "removed", &removed, &user.name);
+    }
+    reply
 }
 
 pub(crate) async fn list_dir(

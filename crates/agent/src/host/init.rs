@@ -11,7 +11,10 @@ use agent_api::{ENVD_VERSION, InitReply, InitRequest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use serde_json::json;
+
 use crate::agent::Agent;
+use crate::log::Level;
 use crate::settings::Applied;
 
 /// Directory of the files that tell programs where they run.
@@ -21,10 +24,21 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Applies what the host sent and says what the agent is.
 pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply {
-    let applied = agent.settings().apply(&request);
+    let (applied, is_new) = {
+        let mut settings = agent.settings();
+        let is_new = settings.sandbox_id() != Some(&request.sandbox_id);
+        (settings.apply(&request), is_new)
+    };
+    if is_new {
+        agent.log.clear();
+    }
     if applied == Applied::NewLifecycle {
         // Their peers do not exist any more; left open they would hold back process output.
         agent.clients.hang_up_all();
+        let fields = json!({"processes": agent.processes.list().len()});
+        agent
+            .log
+            .add(Level::Info, "envd", "the sandbox runs", fields);
     }
     if applied != Applied::Stale {
         // Nothing of this can fail a sandbox: the image may be read-only or lack the files.
@@ -113,7 +127,7 @@ fn stir(entropy: Option<&str>) -> io::Result<()> {
 }
 
 /// The kernel's boot id, or one made at the agent's start, which lives exactly as long.
-fn boot_id() -> String {
+pub(super) fn boot_id() -> String {
     static OWN: OnceLock<String> = OnceLock::new();
     match fs::read_to_string(BOOT_ID) {
         Ok(id) => id.trim().to_owned(),

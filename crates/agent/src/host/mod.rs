@@ -10,10 +10,12 @@ mod tunnel;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use agent_api::{HEALTH_PATH, INIT_PATH, METRICS_PATH, PREPARE_PATH, TUNNEL_PATH};
+use agent_api::{HEALTH_PATH, INIT_PATH, LOG_PATH, METRICS_PATH, PREPARE_PATH, TUNNEL_PATH};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 
 use crate::agent::Agent;
 use crate::server::{Body, Connections, Failed, Handler, Hangup, empty, fail, json};
@@ -68,12 +70,33 @@ impl HostChannel {
                 Ok(json(StatusCode::OK, &serde_json::json!({})))
             }
             (Method::GET, METRICS_PATH) => {
-                let metrics = self.agent.meter.measure();
+                let metrics = self.agent.measure();
                 let metrics = metrics.map_err(|error| Failed::internal(error.to_string()))?;
                 Ok(json(StatusCode::OK, &metrics))
             }
+            (Method::GET, LOG_PATH) => Ok(self.log(request.uri().query().unwrap_or_default())),
             (Method::GET, TUNNEL_PATH) => tunnel::open(&self.agent, request).await,
             _ => Err(Failed::not_found("not found")),
         }
+    }
+
+    /// A line with the boot id, by which the host knows whether its numbers still count, then the
+    /// entries.
+    fn log(&self, query: &str) -> Response<Body> {
+        let parameter = |name: &str| {
+            query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        };
+        let boot = init::boot_id();
+        let after = match parameter("boot") {
+            Some(same) if same == boot => parameter("after").and_then(|after| after.parse().ok()),
+            _ => None,
+        };
+        let start = Bytes::from(format!("{}\n", serde_json::json!({"boot": boot})));
+        let entries = self.agent.log.follow(after.unwrap_or(0));
+        let lines = futures_util::stream::iter([start]).chain(entries);
+        let body = StreamBody::new(lines.map(|line| Ok(Frame::data(line))));
+        Response::new(BodyExt::boxed_unsync(body))
     }
 }

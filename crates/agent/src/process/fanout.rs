@@ -4,6 +4,8 @@
 //! slows the process down instead of filling memory. The wait is bounded: a subscriber that takes
 //! nothing for the stall limit is dropped and its connection cut, or one half-dead client would
 //! freeze the command for everyone.
+//!
+//! What is written while nobody is subscribed is thrown away, and counted.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +25,17 @@ pub(crate) struct Fanout {
     /// `None` once the process has ended.
     subscribers: Mutex<Option<Vec<Subscriber>>>,
     stall_limit: Duration,
+    written: Mutex<Written>,
+}
+
+/// Bytes the process has written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) stdout: u64,
+    pub(crate) stderr: u64,
+    pub(crate) pty: u64,
+    /// Of all these, how many nobody was there for.
+    pub(crate) discarded: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -37,7 +50,13 @@ impl Fanout {
         Self {
             subscribers: Mutex::new(Some(Vec::new())),
             stall_limit,
+            written: Mutex::default(),
         }
+    }
+
+    /// How much has been written so far.
+    pub(crate) fn written(&self) -> Written {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Subscribes to everything from now on. The channel closes when the process has ended, or
@@ -53,6 +72,7 @@ impl Fanout {
     /// Hands one chunk to all subscribers. Without any it is thrown away.
     pub(crate) async fn publish(&self, output: Output) {
         let subscribers = self.lock().clone().unwrap_or_default();
+        self.count(&output, subscribers.is_empty());
         let mut full = Vec::new();
         let mut gone = Vec::new();
         for subscriber in subscribers {
@@ -81,6 +101,19 @@ impl Fanout {
     /// Closes all channels, now and for later subscribers.
     pub(crate) fn close(&self) {
         self.lock().take();
+    }
+
+    fn count(&self, output: &Output, nobody_listens: bool) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let (counter, data) = match output {
+            Output::Stdout(data) => (&mut written.stdout, data),
+            Output::Stderr(data) => (&mut written.stderr, data),
+            Output::Pty(data) => (&mut written.pty, data),
+        };
+        *counter += data.len() as u64;
+        if nobody_listens {
+            written.discarded += data.len() as u64;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Vec<Subscriber>>> {

@@ -39,6 +39,8 @@ pub(crate) struct Process {
     pub(crate) end: OnceLock<EndEvent>,
     /// Whether the deadline has passed: the stream that started the process says so.
     pub(crate) deadline_passed: AtomicBool,
+    /// What the memory guard killed of it; part of how it ended.
+    pub(crate) out_of_memory: OnceLock<String>,
     input: Input,
     /// Set by a signal through us or the deadline: the end does not wait for the outputs.
     forced: AtomicBool,
@@ -140,6 +142,7 @@ impl Process {
             fanout: Fanout::new(stall_limit),
             end: OnceLock::new(),
             deadline_passed: AtomicBool::new(false),
+            out_of_memory: OnceLock::new(),
             input,
             forced: AtomicBool::new(false),
             stop: watch::Sender::new(false),

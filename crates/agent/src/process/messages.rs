@@ -43,6 +43,15 @@ pub(crate) struct ProcessConfig {
     pub(crate) cwd: Option<String>,
 }
 
+impl ProcessConfig {
+    /// Program and arguments for people to read.
+    pub(crate) fn command_line(&self) -> String {
+        [std::slice::from_ref(&self.cmd), &self.args]
+            .concat()
+            .join(" ")
+    }
+}
+
 #[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(default)]
 pub(crate) struct ListRequest {}

@@ -4,8 +4,10 @@
 
 mod exit;
 mod fanout;
+mod guard;
 mod limits;
 mod live;
+mod memory;
 mod messages;
 mod pipes;
 mod reaper;
@@ -14,5 +16,6 @@ mod spawn;
 mod stream;
 mod table;
 
+pub(crate) use guard::guard_memory;
 pub(crate) use limits::raise_open_files;
 pub(crate) use table::Processes;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::exit::ExitStatus;
 
@@ -20,6 +20,9 @@ use super::exit::ExitStatus;
 #[derive(Debug, Default)]
 pub(crate) struct Reaper {
     state: Mutex<State>,
+    /// Whether the agent may have children. Orphans become its children too, so without any it is
+    /// the only process there is.
+    children: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +54,7 @@ impl Reaper {
     /// Announces a spawn; to be held until the pid was registered or the spawn failed.
     pub(crate) fn announce(self: &Arc<Self>) -> SpawnTicket {
         self.state().in_flight += 1;
+        self.children.send_replace(true);
         SpawnTicket(Arc::clone(self))
     }
 
@@ -62,6 +66,13 @@ impl Reaper {
             Some(target) if state.expected.contains_key(&pid) => Ok(kill_process(target, signal)?),
             _ => Err(SignalError::Finished),
         }
+    }
+
+    /// Returns once there are children, at once if there are.
+    pub(crate) async fn has_children(&self) {
+        // The sender lives as long as `self`.
+        let mut children = self.children.subscribe();
+        let _never_closed = children.wait_for(|any| *any).await;
     }
 
     /// Collects children for ever.
@@ -79,8 +90,15 @@ impl Reaper {
         loop {
             // Taken anew for each child and held across the wait: see `signal`.
             let mut state = self.state();
-            let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) else {
-                return;
+            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some(ended)) => ended,
+                Ok(None) => return,
+                Err(_no_children) => {
+                    if state.in_flight == 0 {
+                        self.children.send_replace(false);
+                    }
+                    return;
+                }
             };
             let pid = pid.as_raw_nonzero().get().unsigned_abs();
             let status = ExitStatus(status.as_raw());
@@ -116,10 +134,17 @@ impl SpawnTicket {
 
 impl Drop for SpawnTicket {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.in_flight -= 1;
-        if state.in_flight == 0 {
-            state.unclaimed.clear();
+        let last = {
+            let mut state = self.0.state();
+            state.in_flight -= 1;
+            if state.in_flight == 0 {
+                state.unclaimed.clear();
+            }
+            state.in_flight == 0
+        };
+        if last {
+            // Children that ended meanwhile announced it while this spawn could have had another.
+            self.0.collect();
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::process::Signal;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::exit::ExitStatus;
@@ -20,6 +21,7 @@ use super::spawn::{Program, SpawnError};
 use super::stream::{Role, events};
 use crate::agent::Agent;
 use crate::connect::{Caller, Code, Codec, Frames, Messages, RpcError, blocking};
+use crate::log::Level;
 use crate::users::{self, User};
 
 /// `PATH` of processes when the agent itself was started without.
@@ -113,9 +115,7 @@ fn launch(
     environment: &BTreeMap<String, String>,
 ) -> Result<Started, RpcError> {
     let config = request.process.clone().unwrap_or_default();
-    let line = [std::slice::from_ref(&config.cmd), &config.args]
-        .concat()
-        .join(" ");
+    let line = config.command_line();
     let failed = |error: &dyn std::fmt::Display| match request.pty {
         Some(_) => RpcError::invalid(format!("error starting pty with command '{line}': {error}")),
         None => RpcError::invalid(format!("error starting process '{line}': {error}")),
@@ -174,6 +174,12 @@ pub(crate) async fn connect(
     let found = agent.processes.find_or_ended(&selector);
     let process = found.ok_or_else(|| missing(&selector))?;
     let output = process.fanout.subscribe(Arc::clone(&caller.hangup));
+    let discarded = process.fanout.written().discarded;
+    if discarded > 0 {
+        let fields = json!({"pid": process.pid, "discarded_bytes": discarded});
+        let text = "output from before this connection was discarded: nobody was connected";
+        agent.log.add(Level::Warn, "process", text, fields);
+    }
     Ok(events(process, output, &caller, codec, Role::Observer))
 }
 

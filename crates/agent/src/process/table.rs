@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -13,15 +14,17 @@ use super::exit::ExitStatus;
 use super::live::{Outputs, Process};
 use super::messages::Selector;
 use super::reaper::{Reaper, SignalError};
+use crate::log::{Level, Log};
 
 /// How long a late `Connect` still learns how a process ended.
 const RETENTION: Duration = Duration::from_secs(30);
 
 /// All processes that clients started.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Processes {
     /// Collects the children.
     pub(crate) reaper: Arc<Reaper>,
+    pub(super) log: Arc<Log>,
     entries: Mutex<Entries>,
 }
 
@@ -33,6 +36,15 @@ struct Entries {
 }
 
 impl Processes {
+    /// No process yet; what happens to them goes to `log`.
+    pub(crate) fn new(log: Arc<Log>) -> Self {
+        Self {
+            reaper: Arc::default(),
+            log,
+            entries: Mutex::default(),
+        }
+    }
+
     /// All live processes, in no particular order.
     pub(crate) fn list(&self) -> Vec<Arc<Process>> {
         self.entries().live.values().cloned().collect()
@@ -78,6 +90,15 @@ impl Processes {
         });
         entries.live.insert(process.pid, Arc::clone(process));
         drop(entries);
+        let timeout = deadline.map(|deadline| (deadline - Instant::now()).as_millis());
+        let fields = json!({
+            "event_type": "process_start",
+            "pid": process.pid,
+            "command": process.config.command_line(),
+            "request_timeout_ms": timeout.and_then(|timeout| u64::try_from(timeout).ok()),
+        });
+        self.log
+            .add(Level::Info, "process", "process started", fields);
         // Owned by the table: ends with the process.
         tokio::spawn(Arc::clone(self).see_through(Arc::clone(process), outputs, status, deadline));
     }
@@ -87,6 +108,14 @@ impl Processes {
         self.reaper.signal(process.pid, signal)?;
         process.force_end(false);
         Ok(())
+    }
+
+    /// Remembers, for how they end, what the memory guard killed of those among `pids`.
+    pub(crate) fn note_out_of_memory(&self, pids: &[u32], text: &str) {
+        let entries = self.entries();
+        for process in pids.iter().filter_map(|pid| entries.live.get(pid)) {
+            process.out_of_memory.get_or_init(|| text.to_owned());
+        }
     }
 
     async fn see_through(
@@ -132,10 +161,28 @@ impl Processes {
 
     /// The order matters to clients: who has seen the end must not find the process any more.
     async fn finish(&self, process: &Arc<Process>, status: ExitStatus) {
-        process.end.get_or_init(|| status.end_event());
+        let killed = process.out_of_memory.get().map(String::as_str);
+        process.end.get_or_init(|| status.end_event(killed));
         self.retain(process);
+        self.log_end(process);
         process.fanout.close();
         process.release().await;
+    }
+
+    fn log_end(&self, process: &Process) {
+        let Some(end) = process.end.get() else { return };
+        let written = process.fanout.written();
+        let fields = json!({
+            "event_type": "process_end",
+            "pid": process.pid,
+            "process_result": end.error.as_ref().unwrap_or(&end.status),
+            "stdout_bytes": written.stdout,
+            "stderr_bytes": written.stderr,
+            "pty_bytes": written.pty,
+            "discarded_bytes": written.discarded,
+        });
+        self.log
+            .add(Level::Info, "process", "process ended", fields);
     }
 
     fn retain(&self, process: &Arc<Process>) {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use agent_api::{ClientError, client};
+use agent_api::{ClientError, LogLine, LogReader, client};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::agent::{Agent, LIMIT, init_of};
+use crate::agent::{Agent, LIMIT, eventually, init_of};
 
 async fn dial(agent: &Agent) -> TcpStream {
     TcpStream::connect(agent.host).await.unwrap()
@@ -133,4 +134,88 @@ async fn tunnels_to_nothing_or_to_the_agent_are_refused() {
         let refused = client::tunnel(dial(&agent).await, port).await.unwrap_err();
         assert!(matches!(refused, ClientError::Refused { .. }));
     }
+}
+
+/// Reads lines until one has this message.
+async fn line_of(log: &mut LogReader, message: &str) -> LogLine {
+    loop {
+        let line = tokio::time::timeout(LIMIT, log.next()).await.unwrap();
+        let line = line.unwrap().expect("the log goes on");
+        if line.entry["message"] == message {
+            return line;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_log_tells_what_happened_and_goes_on_after_a_number() {
+    let agent = Agent::start().await;
+    agent.init(&init_of("l1")).await;
+    agent.shell("printf 12345; exit 3").await.finish().await;
+    let mut log = LogReader::open(dial(&agent).await, "", 0).await.unwrap();
+    let started = line_of(&mut log, "process started").await;
+    assert_eq!(started.entry["level"], "info");
+    assert_eq!(started.entry["logger"], "process");
+    assert_eq!(
+        started.entry["command"],
+        "/bin/bash -c printf 12345; exit 3"
+    );
+    let ended = line_of(&mut log, "process ended").await;
+    assert_eq!(ended.entry["process_result"], "exit status 3");
+    assert_eq!(ended.entry["stdout_bytes"], 5);
+    assert_eq!(ended.entry["discarded_bytes"], 0);
+
+    // Written before and after somebody waits; read again from where this reader stopped.
+    let boot = log.boot.clone();
+    agent.shell("exit 4").await.finish().await;
+    assert_eq!(
+        line_of(&mut log, "process ended").await.entry["process_result"],
+        "exit status 4"
+    );
+    let mut again = LogReader::open(dial(&agent).await, &boot, ended.number)
+        .await
+        .unwrap();
+    assert_eq!(
+        line_of(&mut again, "process started").await.number,
+        ended.number + 1
+    );
+    // Numbers of another boot mean nothing.
+    let mut other = LogReader::open(dial(&agent).await, "other", 999)
+        .await
+        .unwrap();
+    assert_eq!(line_of(&mut other, "process started").await, started);
+
+    // A sandbox made of this one's memory has a log of its own.
+    let mut clone = init_of("l2");
+    clone.sandbox_id = "sandbox2".to_owned();
+    agent.init(&clone).await;
+    agent.shell("exit 5").await.finish().await;
+    let mut log = LogReader::open(dial(&agent).await, "", 0).await.unwrap();
+    assert_eq!(
+        line_of(&mut log, "process ended").await.entry["process_result"],
+        "exit status 5"
+    );
+}
+
+#[tokio::test]
+async fn output_that_nobody_heard_is_counted() {
+    let agent = Agent::start().await;
+    let mut events = agent.shell("while echo again; do sleep 0.01; done").await;
+    let pid = events.started().await;
+    drop(events);
+    let text = "output from before this connection was discarded: nobody was connected";
+    let mut log = LogReader::open(dial(&agent).await, "", 0).await.unwrap();
+    eventually("output that was discarded", async || {
+        agent.connect(pid).await.started().await;
+        let told = tokio::time::timeout(Duration::from_millis(200), line_of(&mut log, text));
+        told.await
+            .is_ok_and(|line| line.entry["discarded_bytes"].as_u64().unwrap() > 0)
+    })
+    .await;
+    let signal = json!({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"});
+    agent.call("/process.Process/SendSignal", &signal).await;
+    let ended = line_of(&mut log, "process ended").await.entry;
+    assert_eq!(ended["process_result"], "signal: killed");
+    let bytes = |name: &str| ended[name].as_u64().unwrap();
+    assert!(bytes("discarded_bytes") > 0 && bytes("discarded_bytes") <= bytes("stdout_bytes"));
 }

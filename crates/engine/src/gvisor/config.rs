@@ -42,7 +42,7 @@ impl Config {
             run_dir: None,
             runsc: runsc.into(),
             init: vec!["/usr/local/bin/sandbase-agent".to_owned()],
-            memory_headroom_bytes: 64 << 20,
+            memory_headroom_bytes: 128 << 20,
             uplink_network: Ipv4Addr::new(10, 219, 0, 0),
             uplink_prefix: 16,
             ready_slots: 2,

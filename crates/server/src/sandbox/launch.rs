@@ -55,6 +55,7 @@ fn init_request(record: &Record, execution: &ExecutionId) -> InitRequest {
         env_vars: Some(record.spec.env_vars.clone()),
         default_user: "user".to_owned(),
         default_workdir: "/home/user".to_owned(),
+        memory_limit_bytes: Some(record.spec.limits.memory_bytes),
         entropy: Some(base64::engine::general_purpose::STANDARD.encode(entropy)),
     }
 }

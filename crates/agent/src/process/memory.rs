@@ -1,0 +1,95 @@
+//! How much memory the guest uses, and which processes use it.
+
+use std::fs;
+use std::io;
+
+use crate::metrics;
+
+/// A process as the memory guard sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) pid: u32,
+    pub(super) parent: u32,
+    pub(super) name: String,
+    /// Resident bytes.
+    pub(super) resident: u64,
+}
+
+/// Bytes in use, or anything below `enough` when it is below that.
+///
+/// The usual question is answered by one system call, which counts the file cache as used and is
+/// exact in gVisor. Only if that is too much the cache is looked up and taken off.
+pub(super) fn used(enough: u64) -> io::Result<u64> {
+    let system = rustix::system::sysinfo();
+    let unit = u64::from(system.mem_unit.max(1));
+    let with_cache = system.totalram.saturating_sub(system.freeram) * unit;
+    if with_cache < enough {
+        return Ok(with_cache);
+    }
+    let memory = metrics::Memory::read()?;
+    Ok(with_cache.saturating_sub(memory.reclaimable()))
+}
+
+/// All processes; those that end meanwhile are left out.
+pub(super) fn processes() -> io::Result<Vec<Usage>> {
+    let page = rustix::param::page_size() as u64;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat"))
+            && let Some(usage) = Usage::parse(pid, &stat, page)
+        {
+            found.push(usage);
+        }
+    }
+    Ok(found)
+}
+
+impl Usage {
+    /// Reads a line of `/proc/<pid>/stat`. The name is in parentheses and may hold anything.
+    fn parse(pid: u32, stat: &str, page: u64) -> Option<Self> {
+        let (_, rest) = stat.split_once('(')?;
+        let (name, rest) = rest.rsplit_once(')')?;
+        // From the state on; the line's fields are counted from the pid, which is 1.
+        let mut fields = rest.split_whitespace();
+        let parent = fields.nth(1)?.parse().ok()?;
+        let resident: u64 = fields.nth(19)?.parse().ok()?;
+        Some(Self {
+            pid,
+            parent,
+            name: name.to_owned(),
+            resident: resident.saturating_mul(page),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_procfs_is_read_whatever_the_name_holds() {
+        let stat = "7 (a) b (c) S 3 7 7 0 -1 0 0 0 0 0 1 1 0 0 20 0 1 0 100 4096000 250 0 0";
+        let expected = Usage {
+            pid: 7,
+            parent: 3,
+            name: "a) b (c".to_owned(),
+            resident: 250 * 4096,
+        };
+        assert_eq!(Usage::parse(7, stat, 4096), Some(expected));
+        assert_eq!(Usage::parse(7, "7 (a) S", 4096), None);
+    }
+
+    #[test]
+    fn the_own_process_is_found_with_its_memory() {
+        let own = std::process::id();
+        let all = processes().unwrap();
+        let me = all.iter().find(|usage| usage.pid == own).unwrap();
+        assert!(me.resident > 100_000, "{me:?}");
+        assert!(used(u64::MAX).unwrap() > me.resident);
+        assert!(used(0).unwrap() <= used(u64::MAX).unwrap());
+    }
+}
