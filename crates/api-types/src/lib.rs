@@ -7,10 +7,15 @@
 //! object.
 
 mod error;
+mod history;
 mod request;
 mod response;
 
 pub use error::ErrorBody;
+pub use history::{
+    LogLevel, SandboxLog, SandboxLogEntry, SandboxLogs, SandboxLogsV2, SandboxMetric,
+    SandboxesWithMetrics,
+};
 pub use request::{
     AutoResume, ConnectSandbox, ExtendTimeout, ForkSandbox, NewSandbox, NewSandboxNetwork,
     NewSnapshot, PauseSandbox, ResumeSandbox, RollbackSandbox, SetTimeout,

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::{
     BuildId, Engine, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus,
-    ExitReason, Found, StartError, StartFrom,
+    ExitReason, Found, StartError, StartFrom, Usage,
 };
 pub use guest::DISK_FILE;
 use guest::FakeGuest;
@@ -265,14 +265,15 @@ impl Engine for Fake {
         let prepare_fails = self.host.meet(Call::Prepare);
         let mut guest = match from {
             StartFrom::Boot => FakeGuest::boot(disks, silent, prepare_fails),
-            StartFrom::Image(image) => FakeGuest::restore(disks, image, silent, prepare_fails)
-                .map(|(guest, fits)| {
+            StartFrom::Image(image) => {
+                FakeGuest::restore(disks, image, silent, prepare_fails).map(|(guest, fits)| {
                     if !fits {
                         self.host
                             .violated(format!("{} restored over another disk", spec.id));
                     }
                     guest
-                }),
+                })
+            }
         }
         .map_err(|error| failure(failed("start")(error), false))?;
         if self.host.meet(Call::StartLate) {
@@ -304,6 +305,16 @@ impl Engine for Fake {
 
     async fn resident_bytes(&self, id: &ExecutionId) -> Result<u64, EngineError> {
         self.with(id, |_| 4096)
+    }
+
+    async fn usage(&self, id: &ExecutionId) -> Result<Usage, EngineError> {
+        self.with(id, |guest| Usage {
+            cpu_time: Duration::from_millis(50 + guest.memory()),
+            memory_bytes: (32 << 20) + guest.memory(),
+            cache_bytes: 16 << 20,
+            disk_used_bytes: 8 << 20,
+            disk_total_bytes: 1 << 30,
+        })
     }
 
     async fn checkpoint(&self, id: &ExecutionId, image: &Path) -> Result<(), EngineError> {

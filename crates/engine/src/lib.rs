@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 pub use types::{
     BuildId, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus, ExitReason,
-    Found, Limits, NetworkPolicy, StartError, StartFrom,
+    Found, Limits, NetworkPolicy, StartError, StartFrom, Usage,
 };
 
 /// Address of the guest's network interface, the same in every sandbox, so that a restored or
@@ -94,6 +94,9 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Bytes a checkpoint of this execution may need at most, for the free-space check.
     async fn resident_bytes(&self, id: &ExecutionId) -> Result<u64, EngineError>;
+
+    /// What an execution uses now, seen from outside: the guest does not notice.
+    async fn usage(&self, id: &ExecutionId) -> Result<Usage, EngineError>;
 
     /// Writes the memory of a *frozen* execution into the existing empty directory `image`. The
     /// execution stays frozen, whether this succeeds or fails. Nothing is made durable here.

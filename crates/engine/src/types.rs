@@ -79,6 +79,21 @@ pub struct Limits {
     pub pids: u32,
 }
 
+/// What an execution uses now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time since its start, the engine's included.
+    pub cpu_time: std::time::Duration,
+    /// Memory of the guest in bytes, without file cache.
+    pub memory_bytes: u64,
+    /// File cache in bytes, which the host takes back when it needs it.
+    pub cache_bytes: u64,
+    /// Bytes of its disk in use; blocks that are kept for root count as used.
+    pub disk_used_bytes: u64,
+    /// Size of its disk in bytes, without the file system's own needs.
+    pub disk_total_bytes: u64,
+}
+
 /// Where packets of the guest may go. Private ranges, link-local addresses, the host and other
 /// sandboxes are always denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::{ApiKey, HttpState};
 use crate::config::Config;
 use crate::db::Db;
+use crate::history::{self, History};
 use crate::listener;
 use crate::sandbox::{Faults, Parts, Sandboxes};
 use crate::template::{self, BaseOptions, Templates};
@@ -46,6 +47,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .context("make template base")?;
 
+    let history_file = data_dir.join("history.db");
     let tasks = TaskTracker::new();
     let sandboxes = Sandboxes::open(Parts {
         engine: Arc::clone(&engine),
@@ -58,16 +60,20 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     });
     let sandboxes = Arc::new(sandboxes.await.context("take over the sandboxes")?);
 
+    let history = History::open(&history_file).context("open metrics and logs")?;
     let domain = config.domain();
     print_exports(&domain, &key).context("print how to use the server")?;
     let state = HttpState::new(
         Arc::clone(&sandboxes),
+        history.clone(),
         key,
         domain,
         config.sandbox_hosts.clone(),
     );
     let requests = state.tasks.clone();
     let shutdown = CancellationToken::new();
+    let recording = history::record(Arc::clone(&sandboxes), history, shutdown.clone());
+    tasks.spawn(recording);
     let serving = tokio::spawn(listener::serve(listeners, state, shutdown.clone()));
     wait_for_signal().await?;
     tracing::info!("stopping; running sandboxes go on without the server");

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ClientError, HOST_PORT, InitReply, InitRequest};
-use engine::{Engine, ExecutionId};
+use agent_api::{ClientError, HOST_PORT, InitReply, InitRequest, LogReader};
+use engine::{Engine, EngineError, ExecutionId, Usage};
 use tokio::net::TcpStream;
 
 /// One request to the agent is given this long; a start repeats it.
@@ -64,6 +64,22 @@ impl Guest {
         let call = async {
             let stream = self.dial(HOST_PORT).await?;
             Ok(agent_api::client::health(stream).await?)
+        };
+        tokio::time::timeout(REQUEST_LIMIT, call)
+            .await
+            .unwrap_or(Err(GuestError::Slow))
+    }
+
+    /// What the execution uses, as the engine sees it.
+    pub async fn usage(&self) -> Result<Usage, EngineError> {
+        self.engine.usage(&self.execution).await
+    }
+
+    /// The agent's log after line `after` of a boot, and as it grows.
+    pub async fn log(&self, boot: &str, after: u64) -> Result<LogReader, GuestError> {
+        let call = async {
+            let stream = self.dial(HOST_PORT).await?;
+            Ok(LogReader::open(stream, boot, after).await?)
         };
         tokio::time::timeout(REQUEST_LIMIT, call)
             .await

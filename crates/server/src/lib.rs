@@ -5,6 +5,7 @@ pub mod app;
 pub mod config;
 pub mod db;
 pub mod guest;
+pub mod history;
 pub mod listener;
 pub mod proxy;
 mod random;

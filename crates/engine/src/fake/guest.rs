@@ -34,11 +34,7 @@ struct Shared {
 
 impl FakeGuest {
     /// Starts with an empty memory.
-    pub(super) fn boot(
-        disks: Vec<PathBuf>,
-        silent: bool,
-        prepare_fails: bool,
-    ) -> io::Result<Self> {
+    pub(super) fn boot(disks: Vec<PathBuf>, silent: bool, prepare_fails: bool) -> io::Result<Self> {
         Self::spawn(disks, 0, silent, prepare_fails)
     }
 
@@ -176,6 +172,29 @@ fn disk_state(disks: &[PathBuf]) -> io::Result<String> {
 }
 
 /// Answers one request the way the agent's host channel does; on any other path with the counter.
+/// The log of a guest that did two things and does no more.
+fn log_after(path: &str) -> String {
+    let after = path.rsplit_once("after=").map_or("0", |(_, after)| after);
+    let after = after.parse().unwrap_or(0);
+    let entries = [
+        (
+            1,
+            r#"{"number":1,"entry":{"level":"info","logger":"process","message":"process started","timestamp":"2026-01-01T00:00:01Z","pid":7,"command":"sleep 1"}}"#,
+        ),
+        (
+            2,
+            r#"{"number":2,"entry":{"level":"warn","logger":"memory","message":"out of memory","timestamp":"2026-01-01T00:00:02Z","name":"hog"}}"#,
+        ),
+    ];
+    let entries = entries.iter().filter(|(number, _)| *number > after);
+    let mut lines = "{\"boot\":\"fake\"}\n".to_owned();
+    for (_, line) in entries {
+        lines.push_str(line);
+        lines.push('\n');
+    }
+    lines
+}
+
 fn answer(guest: &Shared, mut stream: TcpStream) {
     let mut request = Vec::new();
     let mut buffer = [0; 4096];
@@ -215,6 +234,7 @@ fn answer(guest: &Shared, mut stream: TcpStream) {
             r#"{"code":500,"message":"injected"}"#.to_owned(),
         ),
         "/prepare" => ("200 OK", "{}".to_owned()),
+        log if log.starts_with("/log?") => ("200 OK", log_after(log)),
         "/health" => ("204 No Content", String::new()),
         _ => ("200 OK", guest.memory.load(Ordering::SeqCst).to_string()),
     };

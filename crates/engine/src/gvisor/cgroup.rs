@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -20,6 +21,34 @@ pub(super) fn resident_bytes(cgroup: &str) -> io::Result<u64> {
     // The guest's memory is a memfd: it counts as file cache too, and as shmem only there.
     let cache = value(file).saturating_sub(value(shmem));
     Ok(usage.saturating_sub(cache))
+}
+
+/// Memory of the guest, and file cache, in bytes. The guest's memory is a memfd, so it is what counts
+/// as shared; the engine's own is not in it.
+pub(super) fn memory(cgroup: &str) -> io::Result<(u64, u64)> {
+    let (file, shmem) = if is_v2() {
+        ("file", "shmem")
+    } else {
+        ("total_cache", "total_shmem")
+    };
+    let stat = std::fs::read_to_string(memory_directory(cgroup).join("memory.stat"))?;
+    let value = |key| lookup(&stat, key).unwrap_or(0);
+    Ok((value(shmem), value(file).saturating_sub(value(shmem))))
+}
+
+/// CPU time of everything in it since it was made.
+pub(super) fn cpu_time(cgroup: &str) -> io::Result<Duration> {
+    let relative = cgroup.trim_start_matches('/');
+    if is_v2() {
+        let stat = Path::new(ROOT).join(relative).join("cpu.stat");
+        let stat = std::fs::read_to_string(stat)?;
+        let microseconds = lookup(&stat, "usage_usec").unwrap_or(0);
+        return Ok(Duration::from_micros(microseconds));
+    }
+    let file = Path::new(ROOT).join("cpuacct").join(relative);
+    Ok(Duration::from_nanos(read_number(
+        &file.join("cpuacct.usage"),
+    )?))
 }
 
 /// Whether the kernel killed anything of the execution for want of memory.

@@ -57,7 +57,7 @@ pub use config::Config;
 
 use crate::{
     BuildId, Engine, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExitReason, Found,
-    StartError, StartFrom,
+    StartError, StartFrom, Usage,
 };
 use execution::Live;
 use paths::Paths;
@@ -213,6 +213,25 @@ impl Engine for Gvisor {
         self.require(id)?;
         cgroup::resident_bytes(&self.paths.cgroup(id))
             .map_err(failed(format!("read the memory use of {id}")))
+    }
+
+    async fn usage(&self, id: &ExecutionId) -> Result<Usage, EngineError> {
+        self.require(id)?;
+        let (group, disk) = (self.paths.cgroup(id), self.paths.execution(id).disk_mount());
+        let read = move || {
+            let (memory_bytes, cache_bytes) = cgroup::memory(&group)?;
+            let disk = rustix::fs::statvfs(&disk)?;
+            Ok(Usage {
+                cpu_time: cgroup::cpu_time(&group)?,
+                memory_bytes,
+                cache_bytes,
+                disk_used_bytes: disk.f_blocks.saturating_sub(disk.f_bavail) * disk.f_frsize,
+                disk_total_bytes: disk.f_blocks * disk.f_frsize,
+            })
+        };
+        blocking(read)
+            .await
+            .map_err(failed(format!("read what {id} uses")))
     }
 
     async fn checkpoint(&self, id: &ExecutionId, image: &Path) -> Result<(), EngineError> {

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::RETRY_AFTER;
 use http::{HeaderValue, StatusCode};
 
+use crate::history::HistoryError;
 use crate::sandbox::SandboxError;
 
 /// A refused or failed request.
@@ -43,6 +44,9 @@ pub enum ApiError {
     /// A bug of ours; the details are in the log.
     #[error("internal server error")]
     Internal,
+    /// Metrics and logs cannot be read.
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// The sandbox refused or failed.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -74,7 +78,7 @@ impl ApiError {
             }
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Retry::Unsaid),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, Retry::Unsaid),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Unsaid),
+            Self::Internal | Self::History(_) => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Unsaid),
             Self::Sandbox(error) => of_sandbox(error),
             Self::Pause(error) => of_pause(error),
         }

@@ -13,6 +13,7 @@ mod create_request;
 pub mod error;
 mod extract;
 mod handlers;
+mod history;
 mod list_query;
 mod openapi;
 pub(crate) mod query;

@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{handlers, snapshots};
+use super::{handlers, history, snapshots};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -34,6 +34,10 @@ use super::{handlers, snapshots};
         snapshots::delete,
         snapshots::fork,
         snapshots::rollback,
+        history::metrics,
+        history::metrics_of_many,
+        history::logs,
+        history::logs_v2,
     ),
     security(("apiKey" = []), ("bearer" = [])),
     modifiers(&Security),

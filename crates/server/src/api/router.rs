@@ -9,16 +9,12 @@ use axum::routing::{MethodFilter, delete, get, on, post};
 use http::header::CONTENT_TYPE;
 use tower::ServiceExt;
 
-use super::{ApiError, HttpState, cors, handlers, openapi, snapshots};
+use super::{ApiError, HttpState, cors, handlers, history, openapi, snapshots};
 
 /// Operations that upstream has and this server has not; docs/api.md tells more. Any other unknown
 /// path is not upstream's either.
 const NOT_IMPLEMENTED: &[&str] = &[
-    "GET /sandboxes/metrics",
     "PUT /sandboxes/{sandboxID}/network",
-    "GET /sandboxes/{sandboxID}/metrics",
-    "GET /sandboxes/{sandboxID}/logs",
-    "GET /v2/sandboxes/{sandboxID}/logs",
     "GET /templates",
     "POST /templates",
     "GET /v2/templates",
@@ -142,6 +138,10 @@ fn routes() -> Router<HttpState> {
         .route("/sandboxes/{sandboxID}/rollback", post(snapshots::rollback))
         .route("/snapshots", get(snapshots::list))
         .route("/templates/{templateID}", delete(snapshots::delete))
+        .route("/sandboxes/metrics", get(history::metrics_of_many))
+        .route("/sandboxes/{sandboxID}/metrics", get(history::metrics))
+        .route("/sandboxes/{sandboxID}/logs", get(history::logs))
+        .route("/v2/sandboxes/{sandboxID}/logs", get(history::logs_v2))
 }
 
 fn not_implemented(mut router: Router<HttpState>) -> Router<HttpState> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 use super::ApiKey;
+use crate::history::History;
 use crate::sandbox::Sandboxes;
 
 /// What the HTTP side of the server works with. Cheap to clone.
@@ -12,6 +13,8 @@ use crate::sandbox::Sandboxes;
 pub struct HttpState {
     /// All sandboxes.
     pub sandboxes: Arc<Sandboxes>,
+    /// What they used and did.
+    pub history: History,
     /// The key that API callers must present.
     pub key: ApiKey,
     /// Domain given to clients, for example `localhost:3000`; may carry a port. Hosts of the form
@@ -29,12 +32,14 @@ impl HttpState {
     /// A state with its own task tracker.
     pub fn new(
         sandboxes: Arc<Sandboxes>,
+        history: History,
         key: ApiKey,
         domain: String,
         extra_hosts: Vec<String>,
     ) -> Self {
         Self {
             sandboxes,
+            history,
             key,
             domain: domain.into(),
             extra_hosts: extra_hosts.into(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Engine, ExecutionId, ExecutionSpec};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::files::SandboxFiles;
@@ -37,6 +38,8 @@ pub(super) struct Context {
     pub(super) snapshots: Snapshots,
     pub(super) faults: Faults,
     pub(super) tasks: TaskTracker,
+    /// Told whenever a sandbox changes or goes.
+    pub(super) changes: watch::Sender<()>,
 }
 
 impl Context {

@@ -555,6 +555,7 @@ impl Driver {
     async fn leave(&mut self, outcome: &Outcome) {
         self.ended.cancel();
         self.live.remove(&self.record.id);
+        self.context.changes.send_replace(());
         tracing::info!(sandbox.id = %self.record.id, from = self.record.state.name(), to = "gone", "sandbox changed its state");
         self.inbox.close();
         let cause = self.cause.take();
@@ -727,6 +728,7 @@ impl Driver {
             record: Arc::new(self.record.clone()),
             ended: self.ended.clone(),
         });
+        self.context.changes.send_replace(());
     }
 
     fn refused(&self, refusal: Refusal) -> SandboxError {

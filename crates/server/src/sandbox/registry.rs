@@ -156,6 +156,7 @@ impl Sandboxes {
             settings: parts.settings,
             faults: parts.faults,
             tasks: parts.tasks,
+            changes: watch::Sender::new(()),
         });
         let sandboxes = Self {
             context,
@@ -453,6 +454,11 @@ impl Sandboxes {
         all.iter()
             .filter_map(|handle| handle.published.borrow().record.view())
             .collect()
+    }
+
+    /// Changes whenever a sandbox changed its state or is gone.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.context.changes.subscribe()
     }
 
     /// The way to a running sandbox. `NotFound` for unknown ones, `Paused` for paused ones; waits

@@ -8,6 +8,7 @@
 mod api;
 mod crash;
 mod edge;
+mod history;
 mod lifecycle;
 mod served;
 mod snapshots;

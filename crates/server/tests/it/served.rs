@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use server::api::{ApiKey, HttpState};
+use server::history::{self, History};
 use server::listener;
 use server::sandbox::{SandboxId, Sandboxes};
 use tokio::net::{TcpListener, TcpStream};
@@ -52,8 +53,20 @@ impl Served {
         let address = listener.local_addr().unwrap();
         let key = ApiKey::random();
         let domain = format!("localhost:{}", address.port());
-        let state = HttpState::new(Arc::clone(&sandboxes), key.clone(), domain, Vec::new());
+        let history = History::open(&place.data_dir().join("history.db")).unwrap();
         let shutdown = CancellationToken::new();
+        tokio::spawn(history::record(
+            Arc::clone(&sandboxes),
+            history.clone(),
+            shutdown.clone(),
+        ));
+        let state = HttpState::new(
+            Arc::clone(&sandboxes),
+            history,
+            key.clone(),
+            domain,
+            Vec::new(),
+        );
         tokio::spawn(listener::serve(vec![listener], state, shutdown.clone()));
         Self {
             place,
