@@ -1,5 +1,6 @@
 //! The `sandbase` program: the server and everything an operator runs by hand.
 
+mod conformance;
 mod doctor;
 
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ enum Verb {
     Serve(Options),
     /// Check everything this host must have, and say how to mend each miss.
     Doctor(Options),
+    /// Look whether a server that speaks E2B's API keeps what it promises about persistence. Fails
+    /// unless every row passes; docs/conformance.md explains the rows.
+    Conformance(conformance::Arguments),
     /// Work on templates.
     Template {
         #[command(subcommand)]
@@ -102,6 +106,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Doctor(options) => doctor::run(&options.config()?),
+        Verb::Conformance(arguments) => runtime.block_on(conformance::run(arguments)),
         Verb::Template {
             verb: TemplateVerb::Rootfs { directory },
         } => {

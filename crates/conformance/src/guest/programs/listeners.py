@@ -1,0 +1,58 @@
+"""HTTP servers on every kind of address."""
+
+import http.server
+import socket
+import threading
+import urllib.request
+
+servers = {}
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = self.server.text.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+class Server6(Server):
+    address_family = socket.AF_INET6
+
+
+def interface_address():
+    """The address that packets to the outside would have."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("8.8.8.8", 53))
+        return probe.getsockname()[0]
+
+
+def start(text):
+    """The ports by address; every server answers `text` and its address."""
+    addresses = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}
+    interface = interface_address()
+    addresses[interface] = interface
+    for address, dialled in addresses.items():
+        server = (Server6 if ":" in address else Server)((address, 0), Handler)
+        server.text = f"{text} {address}"
+        servers[address] = (server, f"http://{dialled}:{server.server_address[1]}/")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    return {address: server.server_address[1] for address, (server, _) in servers.items()}
+
+
+def ask_inside():
+    """What each answers to a neighbour."""
+    return {address: opener.open(url, timeout=20).read().decode()
+            for address, (_, url) in servers.items()}

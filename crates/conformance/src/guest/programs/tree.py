@@ -1,0 +1,85 @@
+"""A file tree with everything that a tree can have, and a description of all of it."""
+
+import hashlib
+import os
+import random
+import shutil
+
+ROOT = os.path.abspath("tree")
+names = iter(range(1 << 30))
+
+
+def add(directory):
+    path = os.path.join(directory, f"file {next(names)} é")
+    with open(path, "wb") as file:
+        file.write(os.urandom(random.randrange(0, 32768)))
+    os.chmod(path, random.choice([0o600, 0o644, 0o755, 0o4755]))
+    os.utime(path, ns=(random.randrange(1 << 60), random.randrange(1 << 60)))
+    return path
+
+
+def start(files):
+    for number in range(10):
+        directory = os.path.join(ROOT, f"directory {number}", "deep")
+        os.makedirs(directory)
+        for _ in range(files // 10):
+            path = add(directory)
+        os.symlink("file not there", os.path.join(directory, "dangling"))
+        os.symlink(path, os.path.join(directory, "link"))
+        os.link(path, os.path.join(directory, "second name"))
+        os.mkfifo(os.path.join(directory, "fifo"))
+        os.mkdir(os.path.join(directory, "empty"), 0o2700)
+    with open(os.path.join(ROOT, "sparse"), "wb") as file:
+        file.seek(1 << 30)
+        file.write(b"end")
+    return describe()
+
+
+def files():
+    found = [os.path.join(directory, name)
+             for directory, _, names in os.walk(ROOT) for name in names if name.startswith("file ")]
+    return sorted(found)
+
+
+def change():
+    """Adds, rewrites, appends, renames, deletes; tells everything."""
+    present = files()
+    for _ in range(8):
+        add(os.path.dirname(random.choice(present)))
+    first, second, third, fourth = random.sample(present, 4)
+    with open(first, "r+b") as file:
+        file.write(os.urandom(1000))
+    with open(second, "ab") as file:
+        file.write(os.urandom(1000))
+    os.rename(third, os.path.join(ROOT, os.path.basename(third)))
+    os.unlink(fourth)
+    shutil.rmtree(os.path.join(ROOT, "made"), ignore_errors=True)
+    os.makedirs(os.path.join(ROOT, "made", str(next(names))))
+    return describe()
+
+
+def content(path):
+    """Data and their places, so that a gigabyte of nothing is not read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > 1 << 24:
+            file.seek(-65536, os.SEEK_END)
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def describe():
+    """One line for each entry, by path."""
+    lines = {}
+    for directory, directories, files in os.walk(ROOT):
+        for name in directories + files:
+            path = os.path.join(directory, name)
+            stat = os.lstat(path)
+            line = (f"mode {stat.st_mode:o} owner {stat.st_uid}:{stat.st_gid} size {stat.st_size} "
+                    f"mtime {stat.st_mtime_ns}")
+            if os.path.islink(path):
+                line += f" to {os.readlink(path)}"
+            elif os.path.isfile(path):
+                line += f" links {stat.st_nlink} sha256 {content(path)}"
+            lines[os.path.relpath(path, ROOT)] = line
+    return lines
