@@ -9,17 +9,45 @@ use super::{Kept, Round, token};
 use crate::problem::{Problem, require};
 use crate::report::Promise;
 
-/// What each server answers, and where.
-#[derive(Default)]
+/// Servers on some addresses: what each answers, and where.
 pub(super) struct Listeners {
+    promise: Promise,
+    addresses: &'static [&'static str],
     text: String,
     ports: BTreeMap<String, u16>,
 }
 
 impl Listeners {
+    fn new(promise: Promise, addresses: &'static [&'static str]) -> Self {
+        Self {
+            promise,
+            addresses,
+            text: String::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn ipv4() -> Self {
+        let promise = Promise::required(
+            "listeners",
+            "servers on 0.0.0.0, 127.0.0.1 and the interface's address answer inside and from \
+             outside",
+        );
+        Self::new(promise, &["0.0.0.0", "127.0.0.1", "interface"])
+    }
+
+    pub(super) fn ipv6() -> Self {
+        let promise = Promise::required(
+            "listeners-ipv6",
+            "servers on :: and ::1 answer inside and from outside",
+        );
+        Self::new(promise, &["::", "::1"])
+    }
+
     async fn look(&self, round: &Round<'_>) -> Result<(), Problem> {
+        let asked = json!({ "addresses": self.addresses });
         let inside: BTreeMap<String, String> =
-            round.guest.call("listeners.ask_inside", json!({})).await?;
+            round.guest.call("listeners.ask_inside", asked).await?;
         for (address, port) in &self.ports {
             let expected = format!("{} {address}", self.text);
             let seen = inside.get(address);
@@ -40,16 +68,12 @@ impl Listeners {
 #[async_trait]
 impl Kept for Listeners {
     fn promise(&self) -> Promise {
-        Promise::required(
-            "listeners",
-            "servers on 0.0.0.0, 127.0.0.1, ::, ::1 and the interface's address answer inside and \
-             from outside",
-        )
+        self.promise
     }
 
     async fn start(&mut self, round: &Round<'_>) -> Result<(), Problem> {
         self.text = token();
-        let text = json!({ "text": self.text });
+        let text = json!({ "text": self.text, "addresses": self.addresses });
         self.ports = round.guest.call("listeners.start", text).await?;
         require(!self.ports.is_empty(), || "no listener".to_owned())?;
         self.look(round).await

@@ -12,6 +12,7 @@ mod states;
 mod streams;
 mod terminal;
 mod timers;
+mod tree;
 mod watch;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,6 +27,7 @@ use crate::report::Promise;
 
 pub(crate) use identity::Identity;
 pub(crate) use load::{Counts, Stored, database_is_whole, log_is_whole};
+pub(crate) use tree::{Entries, Tree};
 
 /// One pause of one sandbox.
 #[derive(Clone, Copy, Debug)]
@@ -83,13 +85,16 @@ pub(crate) fn all(holder: Option<Holder>) -> Vec<Box<dyn Kept>> {
         Box::new(identity::BootId::default()),
         Box::new(streams::Streams::new(holder)),
     ];
+    all.push(Box::new(tree::Files::default()));
     all.extend(equal::all());
+    all.push(Box::new(channels::Shared::default()));
     all.push(Box::new(load::Database::default()));
     all.push(Box::new(load::AppendLog::default()));
     all.push(Box::new(family::Family::default()));
     all.push(Box::new(terminal::Terminal::default()));
     all.push(Box::new(channels::Channels::default()));
-    all.push(Box::new(listeners::Listeners::default()));
+    all.push(Box::new(listeners::Listeners::ipv4()));
+    all.push(Box::new(listeners::Listeners::ipv6()));
     all.push(Box::new(watch::Watch::default()));
     // Last, so that they are armed right before the pause.
     all.push(Box::new(timers::Timers));

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use crate::agent::Agent;
 use crate::api::Sandbox;
 use crate::guest::Holder;
-use crate::kept::{Counts, Stored, clock_error, clock_is_right, database_is_whole, log_is_whole};
+use crate::kept::{
+    Counts, Stored, Tree, clock_error, clock_is_right, database_is_whole, log_is_whole,
+};
 use crate::problem::{Problem, difference, require};
 use crate::suite::Suite;
 
@@ -16,7 +18,7 @@ pub(super) struct Source {
     pub(super) sandbox: Sandbox,
     pub(super) holder: Holder,
     blob: Value,
-    tree: Value,
+    tree: Tree,
     family: Value,
     boot_id: String,
     end_at: String,
@@ -29,10 +31,7 @@ impl Source {
         let (sandbox, holder) = suite.create_holding(&json!({})).await?;
         let view = suite.view(&sandbox);
         let blob = view.guest.call("blob.start", json!({ "mib": 32 })).await?;
-        let tree = view
-            .guest
-            .call("tree.start", json!({ "files": 100 }))
-            .await?;
+        let tree = Tree::make(&view.guest).await?;
         let family = view.guest.call("family.start", json!({})).await?;
         let none_yet: Counts = view.guest.call("load.start", json!({})).await?;
         none_yet.grow(&view.guest).await?;
@@ -60,7 +59,6 @@ impl Source {
         let view = suite.view(sandbox);
         let states = [
             ("memory", "blob.digest", &self.blob),
-            ("files", "tree.describe", &self.tree),
             ("processes", "family.tree", &self.family),
         ];
         for (what, function, expected) in states {
@@ -69,6 +67,7 @@ impl Source {
                 format!("{what} of {}: {}", sandbox.id, difference(expected, &seen))
             })?;
         }
+        Tree::of(&view.guest).await?.is_still(&self.tree)?;
         let boot_id = view.agent.boot_id().await?;
         require(boot_id == self.boot_id, || {
             "it was booted: another boot_id".to_owned()

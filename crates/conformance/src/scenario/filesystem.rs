@@ -1,12 +1,12 @@
 //! A pause that keeps the files only: the resume is a boot.
 
 use async_trait::async_trait;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{At, Scenario};
 use crate::guest::Guest;
-use crate::kept::{Counts, Identity, Stored, database_is_whole, log_is_whole};
-use crate::problem::{Problem, difference, require};
+use crate::kept::{Counts, Entries, Identity, Stored, Tree, database_is_whole, log_is_whole};
+use crate::problem::{Problem, require};
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 
@@ -16,7 +16,11 @@ const BOOT: Promise = Promise::required(
 );
 const FILES: Promise = Promise::required(
     "filesystem-files",
-    "after a pause with memory:false the file tree is the same",
+    "after a pause with memory:false the file tree is the same, but for named pipes",
+);
+const PIPES: Promise = Promise::required(
+    "filesystem-pipes",
+    "after a pause with memory:false the named pipes of the file tree are the same",
 );
 const LOAD: Promise = Promise::required(
     "filesystem-load",
@@ -39,7 +43,7 @@ impl Scenario for Filesystem {
     }
 
     fn promises(&self) -> Vec<Promise> {
-        vec![BOOT, FILES, LOAD, IDENTITY]
+        vec![BOOT, FILES, PIPES, LOAD, IDENTITY]
     }
 
     async fn run(
@@ -50,9 +54,8 @@ impl Scenario for Filesystem {
     ) -> Result<(), Problem> {
         let (before, holder) = suite.create_holding(&json!({})).await?;
         let was = suite.view(&before);
-        let files = json!({ "files": 200 });
-        let _made: Value = was.guest.call("tree.start", files).await?;
-        let tree: Value = was.guest.call("tree.change", json!({})).await?;
+        Tree::make(&was.guest).await?;
+        let tree = Tree::change(&was.guest).await?;
         let none_yet: Counts = was.guest.call("load.start", json!({})).await?;
         none_yet.grow(&was.guest).await?;
         let boot_id = was.agent.boot_id().await?;
@@ -82,15 +85,13 @@ impl Scenario for Filesystem {
 
         at("looking at the files");
         let _holder = Guest::restart(&suite.api, &after).await?;
-        let same = async {
-            let now: Value = is.guest.call("tree.describe", json!({})).await?;
-            require(now == tree, || difference(&tree, &now))?;
-            Ok(format!(
-                "same {} entries",
-                now.as_object().map_or(0, serde_json::Map::len)
-            ))
-        };
-        findings.note(FILES, same.await);
+        for (promise, wanted) in [(FILES, Entries::Files), (PIPES, Entries::Pipes)] {
+            let same = async {
+                let now = Tree::of(&is.guest).await?;
+                now.only(wanted).is_still(&tree.only(wanted))
+            };
+            findings.note(promise, same.await);
+        }
         let whole = async {
             let Stored(rows) = database_is_whole(&is.guest, counts.committed).await?;
             let Stored(lines) = log_is_whole(&is.guest, counts.appended).await?;

@@ -21,8 +21,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             module, function = self.path.strip("/").split(".")
             call = getattr(importlib.import_module(module), function)
             status, answer = 200, call(**json.loads(body or b"{}"))
-        except Exception:
-            status, answer = 500, {"message": traceback.format_exc()}
+        except Exception as error:
+            # What was wrong and where, in one line.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{os.path.basename(place.filename)}:{place.lineno}"
+            status, answer = 500, {"message": f"{error!r} in {where}"}
         body = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -39,20 +39,20 @@ def interface_address():
         return probe.getsockname()[0]
 
 
-def start(text):
-    """The ports by address; every server answers `text` and its address."""
-    addresses = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}
-    interface = interface_address()
-    addresses[interface] = interface
-    for address, dialled in addresses.items():
-        server = (Server6 if ":" in address else Server)((address, 0), Handler)
+def start(text, addresses):
+    """The ports by address; every server answers `text` and its address. `interface` stands for
+    the address of the interface."""
+    for address in addresses:
+        bound = interface_address() if address == "interface" else address
+        server = (Server6 if ":" in bound else Server)((bound, 0), Handler)
         server.text = f"{text} {address}"
+        dialled = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(bound, bound)
         servers[address] = (server, f"http://{dialled}:{server.server_address[1]}/")
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    return {address: server.server_address[1] for address, (server, _) in servers.items()}
+    return {address: servers[address][0].server_address[1] for address in addresses}
 
 
-def ask_inside():
+def ask_inside(addresses):
     """What each answers to a neighbour."""
-    return {address: opener.open(url, timeout=20).read().decode()
-            for address, (_, url) in servers.items()}
+    return {address: opener.open(servers[address][1], timeout=20).read().decode()
+            for address in addresses}

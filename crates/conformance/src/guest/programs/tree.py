@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import shutil
+import stat
 
 ROOT = os.path.abspath("tree")
 names = iter(range(1 << 30))
@@ -59,7 +60,7 @@ def change():
 
 
 def content(path):
-    """Data and their places, so that a gigabyte of nothing is not read."""
+    """Of a huge file only the end, so that a gigabyte of nothing is not read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size > 1 << 24:
@@ -69,17 +70,20 @@ def content(path):
 
 
 def describe():
-    """One line for each entry, by path."""
-    lines = {}
+    """What each entry is, by path."""
+    entries = {}
     for directory, directories, files in os.walk(ROOT):
         for name in directories + files:
             path = os.path.join(directory, name)
-            stat = os.lstat(path)
-            line = (f"mode {stat.st_mode:o} owner {stat.st_uid}:{stat.st_gid} size {stat.st_size} "
-                    f"mtime {stat.st_mtime_ns}")
+            status = os.lstat(path)
+            entry = {"mode": f"{status.st_mode:o}", "owner": [status.st_uid, status.st_gid],
+                     "size": status.st_size, "mtime": status.st_mtime_ns}
             if os.path.islink(path):
-                line += f" to {os.readlink(path)}"
+                entry["target"] = os.readlink(path)
             elif os.path.isfile(path):
-                line += f" links {stat.st_nlink} sha256 {content(path)}"
-            lines[os.path.relpath(path, ROOT)] = line
-    return lines
+                entry["links"] = status.st_nlink
+                entry["sha256"] = content(path)
+            elif stat.S_ISFIFO(status.st_mode):
+                entry["fifo"] = True
+            entries[os.path.relpath(path, ROOT)] = entry
+    return entries
