@@ -56,6 +56,20 @@ fn repository() -> PathBuf {
         .unwrap()
 }
 
+/// The program under test.
+fn sandbase() -> PathBuf {
+    let program = std::env::var("SANDBASE_BIN").map_or_else(
+        |_| repository().join("target/release/sandbase"),
+        PathBuf::from,
+    );
+    assert!(
+        program.is_file(),
+        "{} is missing; ./test builds it",
+        program.display()
+    );
+    program
+}
+
 impl Server {
     /// A new data directory with a server on a free port. `extra` goes into its configuration.
     pub(crate) fn start(extra: &str) -> Self {
@@ -94,15 +108,7 @@ impl Server {
 
     /// Starts the server again on the same data directory.
     pub(crate) fn restart(&mut self) {
-        let program = std::env::var("SANDBASE_BIN").map_or_else(
-            |_| repository().join("target/release/sandbase"),
-            PathBuf::from,
-        );
-        assert!(
-            program.is_file(),
-            "{} is missing; ./test builds it",
-            program.display()
-        );
+        let program = sandbase();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -174,13 +180,26 @@ impl Server {
             command.arg(copy);
             command
         };
+        self.tell(&mut command);
+        command
+    }
+
+    /// The fidelity suite against this server.
+    pub(crate) fn conformance(&self) -> Command {
+        let mut command = Command::new(sandbase());
+        command.arg("conformance");
+        self.tell(&mut command);
+        command
+    }
+
+    /// Says in the environment where the server is.
+    fn tell(&self, command: &mut Command) {
         let key = std::fs::read_to_string(self.data_dir().join("api-key")).unwrap();
         command
             .env("E2B_API_URL", self.url())
             .env("E2B_SANDBOX_URL", self.url())
             .env("E2B_API_KEY", key.trim())
             .env("NO_PROXY", "localhost,127.0.0.1");
-        command
     }
 
     /// Runs a program to its end, which must be a good one.
