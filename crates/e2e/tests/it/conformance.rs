@@ -6,27 +6,6 @@ use crate::support::Server;
 
 /// Rows that may not pass yet, and why. A row that passes must be taken out of here.
 const NOT_YET: &[(&str, &str)] = &[
-    // Snapshots and forks are not implemented.
-    ("snapshot-state", "notSupported"),
-    ("snapshot-consistent", "notSupported"),
-    ("snapshot-source", "notSupported"),
-    ("snapshot-identity", "notSupported"),
-    ("snapshot-entropy", "notSupported"),
-    ("snapshot-clock", "notSupported"),
-    ("snapshot-list", "notSupported"),
-    ("snapshot-outlives-source", "notSupported"),
-    ("snapshot-delete", "notSupported"),
-    ("snapshot-refusals", "notSupported"),
-    ("fork-state", "notSupported"),
-    ("fork-consistent", "notSupported"),
-    ("fork-source", "notSupported"),
-    ("fork-identity", "notSupported"),
-    ("fork-entropy", "notSupported"),
-    ("fork-clock", "notSupported"),
-    ("fork-inherits", "notSupported"),
-    ("fork-refusals", "notSupported"),
-    // The guest's loopback has no ::1.
-    ("listeners-ipv6", "failed"),
     // gVisor keeps named pipes in its memory, not on the disk.
     ("filesystem-pipes", "failed"),
 ];

@@ -113,7 +113,14 @@ pub(super) fn create(config: &Config, paths: &Paths, slot: u32) -> io::Result<()
         }
         Ok(())
     };
-    netns::create(&inner, no_ipv6)?;
+    netns::create(&inner, || {
+        no_ipv6()?;
+        // But for the loopback: programs inside listen on ::1. runsc takes the addresses it finds.
+        match std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    })?;
     netns::create(&gateway, || {
         no_ipv6()?;
         // A connection closed after its guest died would keep the namespace alive for minutes of

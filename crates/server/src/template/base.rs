@@ -169,7 +169,7 @@ fn template_id(
     recipe: &str,
     limits: &Limits,
 ) -> String {
-    let ingredients = format!("1 {:?} {layers:?} {recipe} {limits:?}", engine.build().id);
+    let ingredients = format!("2 {:?} {layers:?} {recipe} {limits:?}", engine.build().id);
     blake3::hash(ingredients.as_bytes()).to_hex()[..20].to_owned()
 }
 
