@@ -1,6 +1,7 @@
 """The story of the README, by the asynchronous Python SDK."""
 
 import asyncio
+import os
 
 from e2b import AsyncSandbox, SandboxNotFoundException
 
@@ -25,3 +26,6 @@ async def main():
 
 
 asyncio.run(main())
+# Everything above has passed. A thread of the SDK's HTTP client that wakes the event loop while the
+# interpreter shuts down makes Python 3.11 abort, about once in ten runs: end without a shutdown.
+os._exit(0)
