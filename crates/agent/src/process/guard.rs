@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -21,8 +21,11 @@ use crate::log::Level;
 const FASTEST_GROWTH_PER_MS: u64 = 4 * MIB;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long a killed process may take to give its memory back before the next one is killed.
+/// How long a killed process may take to give its memory back before the next one is killed. The
+/// kernel takes it back some time after the process is gone.
 const DEATH_LIMIT: Duration = Duration::from_secs(2);
+/// When others fill this much in the meantime, the next one is killed at once.
+const GROWTH_LIMIT: u64 = 32 * MIB;
 const MIB: u64 = 1024 * 1024;
 
 /// Guards for ever. Sleeps while there is nothing to guard.
@@ -35,7 +38,7 @@ pub(crate) async fn guard_memory(agent: &Agent) {
         };
         match pause {
             Look::Enough(pause) => tokio::time::sleep(pause).await,
-            Look::Killed(pid) => gone(pid).await,
+            Look::Killed { limit } => relief(limit).await,
         }
     }
 }
@@ -44,17 +47,17 @@ pub(crate) async fn guard_memory(agent: &Agent) {
 enum Look {
     /// The next look may wait so long.
     Enough(Duration),
-    /// This process is about to end.
-    Killed(Pid),
+    /// A process is about to end, and to give back what is above this limit.
+    Killed { limit: u64 },
 }
 
 fn look(agent: &Agent, limit: u64) -> Look {
     match memory::used(limit) {
         Ok(used) if used < limit => Look::Enough(pause(limit - used)),
         Ok(used) => match kill_biggest(agent, used, limit) {
-            Ok(Some(pid)) => Look::Killed(pid),
+            Ok(true) => Look::Killed { limit },
             // Memory that belongs to no process, such as files in memory.
-            Ok(None) | Err(_) => Look::Enough(LONGEST_PAUSE),
+            Ok(false) | Err(_) => Look::Enough(LONGEST_PAUSE),
         },
         // The figures cannot be read for want of memory, perhaps: look again soon.
         Err(_) => Look::Enough(SHORTEST_PAUSE),
@@ -66,13 +69,13 @@ fn pause(free: u64) -> Duration {
     Duration::from_millis(free / FASTEST_GROWTH_PER_MS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-fn kill_biggest(agent: &Agent, used: u64, limit: u64) -> io::Result<Option<Pid>> {
+fn kill_biggest(agent: &Agent, used: u64, limit: u64) -> io::Result<bool> {
     let processes = memory::processes()?;
     let Some((victim, ancestors)) = biggest(&processes, std::process::id()) else {
-        return Ok(None);
+        return Ok(false);
     };
     let pid = i32::try_from(victim.pid).ok().and_then(Pid::from_raw);
-    let Some(pid) = pid else { return Ok(None) };
+    let Some(pid) = pid else { return Ok(false) };
     let text = format!(
         "out of memory: the sandbox used {} of {} MiB, and process {} ({}) with {} MiB was killed",
         used / MIB,
@@ -86,7 +89,7 @@ fn kill_biggest(agent: &Agent, used: u64, limit: u64) -> io::Result<Option<Pid>>
     kill_process(pid, Signal::KILL)?;
     let fields = json!({"pid": victim.pid, "name": victim.name, "resident_bytes": victim.resident});
     agent.log.add(Level::Warn, "memory", &text, fields);
-    Ok(Some(pid))
+    Ok(true)
 }
 
 /// The descendant of `root` with the most memory, and the pids from it up to below `root`.
@@ -116,11 +119,17 @@ fn biggest(processes: &[Usage], root: u32) -> Option<(&Usage, Vec<u32>)> {
         .max_by_key(|(process, _)| process.resident)
 }
 
-/// Waits until a killed process has given its memory back.
-async fn gone(pid: Pid) {
+/// Waits until a kill has brought the use below the limit, or has turned out not to be enough.
+async fn relief(limit: u64) {
     let deadline = Instant::now() + DEATH_LIMIT;
-    // A zombie still answers, but the reaper collects children at once.
-    while test_kill_process(pid).is_ok() && Instant::now() < deadline {
+    let mut lowest = u64::MAX;
+    while Instant::now() < deadline {
+        if let Ok(used) = memory::used(limit) {
+            if used < limit || used > lowest.saturating_add(GROWTH_LIMIT) {
+                return;
+            }
+            lowest = lowest.min(used);
+        }
         tokio::time::sleep(SHORTEST_PAUSE).await;
     }
 }
