@@ -10,7 +10,9 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::agent::Agent;
-use crate::connect::{Caller, Code, Format, RpcError, client_stream, refuse, server_stream, unary};
+use crate::connect::{
+    Caller, Code, Format, RpcError, client_stream, refuse, server_stream, unary, unary_body,
+};
 use crate::server::{Body, Connections, Failed, Handler, Hangup, empty, fail, json};
 use crate::{files, filesystem as fs, process, users};
 
@@ -187,7 +189,12 @@ impl Envd {
             "/filesystem.Filesystem/Stat" => unary!(fs::service::stat),
             "/filesystem.Filesystem/MakeDir" => unary!(fs::service::make_dir),
             "/filesystem.Filesystem/Move" => unary!(fs::service::rename),
-            "/filesystem.Filesystem/ListDir" => unary!(fs::service::list_dir),
+            "/filesystem.Filesystem/ListDir" => {
+                unary_body(request, format, caller, |caller, message| {
+                    fs::listing::list_dir(agent(), caller, format.codec, message)
+                })
+                .await
+            }
             "/filesystem.Filesystem/Remove" => unary!(fs::service::remove),
             "/filesystem.Filesystem/WatchDir" => stream!(fs::watch_dir),
             "/filesystem.Filesystem/CreateWatcher" => unary!(fs::create_watcher),

@@ -4,23 +4,32 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::users::User;
 
-/// A path that names another user's home.
+/// A path that means nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("cannot expand user-specific home dir")]
-pub(crate) struct UnsupportedHome;
+pub(crate) enum PathError {
+    /// It names another user's home.
+    #[error("cannot expand user-specific home dir")]
+    UnsupportedHome,
+    /// No file can have such a name.
+    #[error("a path must not contain NUL bytes")]
+    Nul,
+}
 
 /// Makes `path` absolute for `user`.
 ///
 /// Only an empty path means the working directory; relative ones start at the home directory.
 /// Absolute paths stay as they are, because clients get them back in replies.
-pub(crate) fn resolve(path: &str, user: &User, workdir: &str) -> Result<String, UnsupportedHome> {
+pub(crate) fn resolve(path: &str, user: &User, workdir: &str) -> Result<String, PathError> {
+    if path.contains('\0') {
+        return Err(PathError::Nul);
+    }
     let path = if path.is_empty() { workdir } else { path };
     if path.is_empty() {
         return Ok(user.home.clone());
     }
     if let Some(rest) = path.strip_prefix('~') {
         if !(rest.is_empty() || rest.starts_with(['/', '\\'])) {
-            return Err(UnsupportedHome);
+            return Err(PathError::UnsupportedHome);
         }
         return Ok(join(&user.home, rest));
     }
@@ -65,7 +74,7 @@ pub(crate) fn base_name(path: &str) -> String {
 mod tests {
     use super::*;
 
-    fn resolved(path: &str, workdir: &str) -> Result<String, UnsupportedHome> {
+    fn resolved(path: &str, workdir: &str) -> Result<String, PathError> {
         let home = "/home/user".to_owned();
         resolve(
             path,
@@ -98,7 +107,14 @@ mod tests {
     fn tilde_is_the_home_and_other_homes_are_refused() {
         assert_eq!(resolved("~", "").unwrap(), "/home/user");
         assert_eq!(resolved("~/x/", "").unwrap(), "/home/user/x");
-        assert_eq!(resolved("~root/x", ""), Err(UnsupportedHome));
+        assert_eq!(resolved("~root/x", ""), Err(PathError::UnsupportedHome));
+    }
+
+    #[test]
+    fn paths_that_no_file_can_have_are_refused() {
+        for path in ["a\0b", "/a\0", "~/\0", "\0"] {
+            assert_eq!(resolved(path, ""), Err(PathError::Nul));
+        }
     }
 
     #[test]

@@ -92,6 +92,24 @@ where
     R: Message + Serialize,
     F: Future<Output = Result<R, RpcError>>,
 {
+    let encoded = |caller, message| {
+        let answer = service(caller, message);
+        async move { Ok(full(format.codec.encode(&answer.await?))) }
+    };
+    unary_body(request, format, caller, encoded).await
+}
+
+/// Answers a unary call whose service encodes the answer itself.
+pub(crate) async fn unary_body<M, F>(
+    request: Request<Incoming>,
+    format: Format,
+    caller: Caller,
+    service: impl FnOnce(Caller, M) -> F,
+) -> Response<Body>
+where
+    M: Message + Default + DeserializeOwned,
+    F: Future<Output = Result<Body, RpcError>>,
+{
     let deadline = caller.deadline;
     let legacy = caller.legacy;
     let work = async {
@@ -105,8 +123,8 @@ where
         None => work.await,
     };
     let mut response = match outcome {
-        Ok(message) => {
-            let mut response = Response::new(full(format.codec.encode(&message)));
+        Ok(body) => {
+            let mut response = Response::new(body);
             let content_type = HeaderValue::from_static(format.content_type());
             response.headers_mut().insert(CONTENT_TYPE, content_type);
             response

@@ -13,7 +13,7 @@ mod error;
 pub(crate) mod json;
 
 pub(crate) use call::{
-    Caller, Frames, Messages, blocking, client_stream, refuse, server_stream, unary,
+    Caller, Frames, Messages, blocking, client_stream, refuse, server_stream, unary, unary_body,
 };
 pub(crate) use codec::{Codec, Format, end_of_stream};
 pub(crate) use error::{Code, RpcError};

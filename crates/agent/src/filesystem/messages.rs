@@ -74,13 +74,6 @@ pub(crate) struct EntryResponse {
     pub(crate) entry: Option<EntryInfo>,
 }
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-pub(crate) struct ListDirResponse {
-    #[prost(message, repeated, tag = "1")]
-    #[serde(skip_serializing_if = "is_default")]
-    pub(crate) entries: Vec<EntryInfo>,
-}
-
 /// A message without fields: `{}`.
 #[derive(Clone, Copy, PartialEq, Message, Serialize)]
 pub(crate) struct Nothing {}

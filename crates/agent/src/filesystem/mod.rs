@@ -1,6 +1,7 @@
 //! The Filesystem service: entries of directories, and watching them (contract §5).
 
 mod entry;
+pub(crate) mod listing;
 mod messages;
 pub(crate) mod service;
 mod watch;

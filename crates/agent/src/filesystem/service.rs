@@ -1,4 +1,4 @@
-//! Stat, ListDir, MakeDir, Move and Remove (contract §5.4 to §5.7).
+//! Stat, MakeDir, Move and Remove (contract §5.4, §5.6, §5.7).
 //!
 //! All of it runs as root; the user only says what paths mean and who owns new directories.
 
@@ -7,12 +7,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use serde_json::json;
 
-use super::messages::{
-    EntryInfo, EntryResponse, ListDirRequest, ListDirResponse, MoveRequest, Nothing, PathRequest,
-};
+use super::messages::{EntryInfo, EntryResponse, MoveRequest, Nothing, PathRequest};
 use crate::agent::Agent;
 use crate::connect::{Caller, Code, RpcError, blocking};
 use crate::files::directories::{self, CreateError};
@@ -142,80 +139,6 @@ pub(crate) async fn remove(
         log(&agent, "removed", &removed, &user.name);
     }
     reply
-}
-
-pub(crate) async fn list_dir(
-    agent: Arc<Agent>,
-    caller: Caller,
-    request: ListDirRequest,
-) -> Result<ListDirResponse, RpcError> {
-    let user = agent.acting_user(&caller)?;
-    let path = agent.resolve(&request.path, &user)?;
-    let depth = request.depth.max(1);
-    let mut entries = blocking(move || {
-        let directory = fs::metadata(&path).map_err(|error| open_error(&path, &error))?;
-        if !directory.is_dir() {
-            return Err(RpcError::invalid(format!(
-                "path is not a directory: {path}"
-            )));
-        }
-        let mut entries = Vec::new();
-        walk(Path::new(&path), &path, depth, &Names::load(), &mut entries).map_err(|error| {
-            RpcError::internal(format!("error reading directory {path}: {error}"))
-        })?;
-        Ok(entries)
-    })
-    .await?;
-    if caller.legacy {
-        entries = entries.into_iter().map(EntryInfo::for_legacy).collect();
-    }
-    Ok(ListDirResponse { entries })
-}
-
-/// Pre-order, by byte within each directory; links are listed and not entered. `shown` is the path
-/// for the client, which differs from the real one where that is not UTF-8.
-fn walk(
-    directory: &Path,
-    shown: &str,
-    depth: u32,
-    names: &Names,
-    entries: &mut Vec<EntryInfo>,
-) -> io::Result<()> {
-    let mut children = Vec::new();
-    for child in fs::read_dir(directory)? {
-        children.push(child?.file_name());
-    }
-    children.sort_unstable();
-    let prefix = shown.trim_end_matches('/');
-    for name in children {
-        let path = directory.join(&name);
-        let shown = format!("{prefix}/{}", name.to_string_lossy());
-        let metadata = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata,
-            // Gone since the directory was read.
-            Err(error) if is_missing(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        entries.push(EntryInfo::describe(&path, &shown, &metadata, names));
-        if depth > 1 && metadata.is_dir() {
-            match walk(&path, &shown, depth - 1, names, entries) {
-                Err(error) if !is_missing(&error) => return Err(error),
-                _ => {}
-            }
-        }
-    }
-    Ok(())
-}
-
-fn open_error(path: &str, error: &io::Error) -> RpcError {
-    if is_missing(error) {
-        return RpcError::not_found(format!("path not found: {path}: {error}"));
-    }
-    if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
-        let message = format!("cyclic symlink or chain >255 links at \"{path}\"");
-        return RpcError::new(Code::FailedPrecondition, message);
-    }
-    RpcError::internal(format!("error reading directory {path}: {error}"))
 }
 
 /// A path through a file leads nowhere either.

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::agent::{Agent, encode, request};
 
@@ -121,4 +122,69 @@ async fn files_move_and_disappear() {
         .rpc(&method("Stat"), &json!({"path": "/etc/passwd/x"}))
         .await;
     assert_eq!(through.json()["code"], "not_found");
+}
+
+/// Most memory the process ever had, in bytes.
+fn peak_memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.unwrap().split_whitespace().next().unwrap();
+    kibibytes.parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn a_large_directory_is_listed_whole_in_little_memory() {
+    let agent = Agent::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().to_string_lossy().into_owned();
+    let count = 100_000;
+    for number in 0..count {
+        std::fs::File::create(folder.path().join(format!("file-{number:06}"))).unwrap();
+    }
+    let before = peak_memory(agent.pid());
+    let list = json!({"path": root, "depth": 1});
+    let answer = agent.call("/filesystem.Filesystem/ListDir", &list).await;
+    let entries = answer["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), count);
+    for (number, entry) in entries.iter().enumerate() {
+        assert_eq!(entry["name"], format!("file-{number:06}"));
+    }
+    // The answer alone has more than 20 MB.
+    let grown = peak_memory(agent.pid()) - before;
+    assert!(grown < 12 << 20, "listing took {grown} bytes");
+
+    // A client that leaves in the middle leaves a free helper behind.
+    for _ in 0..32 {
+        let stream = tokio::net::TcpStream::connect(agent.envd).await.unwrap();
+        let mut stream = tokio::io::BufReader::new(stream);
+        let body = list.to_string();
+        let head = format!(
+            "POST /filesystem.Filesystem/ListDir HTTP/1.1\r\nhost: x\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        assert!(stream.read(&mut [0; 64]).await.unwrap() > 0);
+    }
+    let stat = json!({"path": root});
+    agent.call("/filesystem.Filesystem/Stat", &stat).await;
+}
+
+#[tokio::test]
+async fn paths_with_nul_bytes_are_invalid_everywhere() {
+    let agent = Agent::start().await;
+    for method in ["Stat", "ListDir", "MakeDir", "Remove", "CreateWatcher"] {
+        let method = format!("/filesystem.Filesystem/{method}");
+        let answer = agent.rpc(&method, &json!({"path": "/tmp/a\0b"})).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{method}");
+        assert_eq!(answer.json()["code"], "invalid_argument", "{method}");
+    }
+    let moved = json!({"source": "/tmp/a", "destination": "/tmp/\0"});
+    let answer = agent.rpc("/filesystem.Filesystem/Move", &moved).await;
+    assert_eq!(answer.json()["code"], "invalid_argument");
+    let read = agent.get("/files?path=/tmp/a%00b").await;
+    assert_eq!(read.status, StatusCode::BAD_REQUEST);
+    let process = json!({"process": {"cmd": "true", "cwd": "/tmp\0"}});
+    let finished = agent.start_process(&[], &process).await.finish().await;
+    assert_eq!(finished.terminator["error"]["code"], "invalid_argument");
 }
