@@ -16,9 +16,11 @@ use crate::suite::Suite;
 
 const SPEED: Promise = Promise::measured(
     "round-speed",
-    "the last round takes at most 1.3 times the fifth (to read, never a fault)",
+    "the last rounds take at most 1.3 times the ones around the fifth (to read, never a fault)",
 );
-/// The round that the last one is compared with: the ones before it are still warming up.
+/// The first round that counts: the ones before it are still warming up.
+const WARM: usize = 2;
+/// Rounds whose median is told, so that one that was disturbed does not decide.
 const COMPARED: usize = 5;
 
 /// N pauses.
@@ -136,23 +138,34 @@ fn in_round(number: usize, problem: &Problem) -> Problem {
     }
 }
 
+/// Medians of rounds 3 to 7 and of the last five.
 fn speed(took: &[(Duration, Duration)]) -> String {
-    let milliseconds = |round: &(Duration, Duration)| {
-        let (pause, connect) = (round.0.as_millis(), round.1.as_millis());
-        format!("{} ms (pause {pause}, connect {connect})", pause + connect)
-    };
-    let last = took.last().map(milliseconds).unwrap_or_default();
-    match took.get(COMPARED - 1) {
-        Some(fifth) if took.len() > COMPARED => {
-            let sum = |round: &(Duration, Duration)| (round.0 + round.1).as_secs_f64();
-            let factor = took.last().map_or(1.0, sum) / sum(fifth);
-            format!(
-                "last {last}, fifth {}: {factor:.2} times",
-                milliseconds(fifth)
-            )
-        }
-        _ => format!("last {last}; too few rounds to compare"),
+    if took.len() < WARM + 2 * COMPARED {
+        let (pause, connect) = medians(took);
+        return format!("pause {pause} ms, connect {connect} ms; too few rounds to compare");
     }
+    let early = medians(&took[WARM..WARM + COMPARED]);
+    let late = medians(&took[took.len() - COMPARED..]);
+    let sum = |(pause, connect): (u128, u128)| (pause + connect).max(1) as f64;
+    format!(
+        "last five: pause {} ms, connect {} ms; rounds 3 to 7: {} and {} ms; {:.2} times",
+        late.0,
+        late.1,
+        early.0,
+        early.1,
+        sum(late) / sum(early)
+    )
+}
+
+/// Of pauses and of connects, in milliseconds.
+fn medians(took: &[(Duration, Duration)]) -> (u128, u128) {
+    let median = |mut times: Vec<u128>| {
+        times.sort_unstable();
+        times.get(times.len() / 2).copied().unwrap_or_default()
+    };
+    let pauses = took.iter().map(|(pause, _)| pause.as_millis()).collect();
+    let connects = took.iter().map(|(_, connect)| connect.as_millis());
+    (median(pauses), median(connects.collect()))
 }
 
 #[cfg(test)]
@@ -160,14 +173,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_round_is_compared_with_the_fifth() {
-        let round = |milliseconds| (Duration::from_millis(milliseconds), Duration::ZERO);
-        let mut took: Vec<_> = [900, 300, 200, 150, 100].map(round).to_vec();
-        assert!(speed(&took).contains("too few"));
-        took.push(round(130));
+    fn the_last_rounds_are_compared_with_warm_ones_and_outliers_do_not_count() {
+        let round = |pause| (Duration::from_millis(pause), Duration::from_millis(100));
+        let mut took: Vec<_> = [9000, 9000, 100, 100, 5000, 100, 100].map(round).to_vec();
+        assert!(speed(&took).ends_with("too few rounds to compare"));
+        took.extend([160, 160, 160, 8000, 160].map(round));
         assert_eq!(
             speed(&took),
-            "last 130 ms (pause 130, connect 0), fifth 100 ms (pause 100, connect 0): 1.30 times"
+            "last five: pause 160 ms, connect 100 ms; rounds 3 to 7: 100 and 100 ms; 1.30 times"
         );
     }
 }
