@@ -13,8 +13,11 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
-use crate::messages::{Failure, InitReply, InitRequest, Metrics};
-use crate::{HEALTH_PATH, INIT_PATH, METRICS_PATH, PREPARE_PATH, TUNNEL_PATH, TUNNEL_PROTOCOL};
+use crate::hooks::{HooksReply, RunHooks};
+use crate::messages::{Failure, InitReply, InitRequest, Metrics, PrepareReply};
+use crate::{
+    HEALTH_PATH, HOOKS_PATH, INIT_PATH, METRICS_PATH, PREPARE_PATH, TUNNEL_PATH, TUNNEL_PROTOCOL,
+};
 
 /// Longest answer body that is read.
 const ANSWER_LIMIT: usize = 1024 * 1024;
@@ -58,13 +61,15 @@ pub async fn init(stream: TcpStream, message: &InitRequest) -> Result<InitReply,
 }
 
 /// Makes the guest ready to be frozen: written back to disk and small.
-pub async fn prepare(stream: TcpStream) -> Result<(), ClientError> {
-    exchange(
-        stream,
-        request(Method::POST, PREPARE_PATH, Bytes::from_static(b"{}")),
-    )
-    .await?;
-    Ok(())
+pub async fn prepare(stream: TcpStream) -> Result<PrepareReply, ClientError> {
+    let request = request(Method::POST, PREPARE_PATH, Bytes::from_static(b"{}"));
+    decode(&exchange(stream, request).await?)
+}
+
+/// Runs hooks of the sandbox's owner. Answers when the last of them is over.
+pub async fn run_hooks(stream: TcpStream, message: &RunHooks) -> Result<HooksReply, ClientError> {
+    let body = serde_json::to_vec(message).map_err(|error| answer_error(&error))?;
+    decode(&exchange(stream, request(Method::POST, HOOKS_PATH, body.into())).await?)
 }
 
 /// Reads the guest's resource usage.

@@ -9,12 +9,14 @@
 //! with its own timeout.
 
 pub mod client;
+mod hooks;
 mod log;
 mod messages;
 
 pub use client::{ClientError, Tunnel};
+pub use hooks::{HookEnd, HookKind, HookRun, HooksReply, RunHooks};
 pub use log::LogReader;
-pub use messages::{Failure, InitReply, InitRequest, LogLine, Metrics};
+pub use messages::{Failure, InitReply, InitRequest, LogLine, Metrics, PrepareReply};
 
 /// TCP port of the envd contract, fixed by the E2B SDKs.
 pub const ENVD_PORT: u16 = 49983;
@@ -37,6 +39,8 @@ pub const HEALTH_PATH: &str = "/health";
 pub const INIT_PATH: &str = "/init";
 /// Path of the call that precedes a checkpoint.
 pub const PREPARE_PATH: &str = "/prepare";
+/// Path of the call that runs hooks.
+pub const HOOKS_PATH: &str = "/hooks";
 /// Path of the byte tunnel to a loopback listener, `?port=N`.
 pub const TUNNEL_PATH: &str = "/tunnel";
 /// Path of the resource usage of the guest.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::HookKind;
+
 /// Body of `POST /init`: everything a sandbox learns from its host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,6 +56,18 @@ pub struct InitReply {
     pub boot_id: String,
     /// Number of live processes started by clients.
     pub processes: usize,
+    /// Hooks to run before the sandbox is served; absent when there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks_due: Option<HookKind>,
+}
+
+/// Answer to `POST /prepare`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrepareReply {
+    /// Number of pre-pause hooks. When there are some, the host runs them and prepares once more.
+    #[serde(default)]
+    pub pre_pause_hooks: usize,
 }
 
 /// Resource usage of the guest, as `GET /metrics` of both ports answers it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::connect::{Caller, Code, RpcError};
 use crate::filesystem::Watchers;
+use crate::host::hooks::Hooks;
 use crate::log::Log;
 use crate::metrics::Meter;
 use crate::paths;
@@ -23,6 +24,8 @@ pub(crate) struct Agent {
     pub(crate) processes: Arc<Processes>,
     /// Directories that clients watch.
     pub(crate) watchers: Watchers,
+    /// Programs of the owner around a pause.
+    pub(crate) hooks: Hooks,
     /// Client connections and tunnels; cut when a new execution begins.
     pub(crate) clients: Connections,
     /// Connections of the host.
@@ -35,13 +38,14 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// An agent nobody has initialised yet.
-    pub(crate) fn new(default_user: String, stall_limit: Duration) -> Arc<Self> {
+    pub(crate) fn new(default_user: String, stall_limit: Duration, hooks: Hooks) -> Arc<Self> {
         let log = Arc::<Log>::default();
         Arc::new(Self {
             settings: Mutex::new(Settings::new(default_user)),
             processes: Arc::new(Processes::new(Arc::clone(&log))),
             log,
             watchers: Watchers::default(),
+            hooks,
             clients: Connections::default(),
             hosts: Connections::default(),
             meter: Meter::default(),

@@ -1,6 +1,7 @@
 //! Command line. Production uses the defaults; tests move the agent to loopback ports.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How the agent was asked to run.
@@ -16,6 +17,8 @@ pub(crate) struct Arguments {
     pub(crate) default_user: String,
     /// How long a subscriber may hold back the output of a process.
     pub(crate) stall_limit: Duration,
+    /// Where the directories of hooks are.
+    pub(crate) hooks: PathBuf,
 }
 
 /// A command line that cannot be understood.
@@ -43,6 +46,7 @@ impl Arguments {
                 .expect("the constant is an address"),
             default_user: "root".to_owned(),
             stall_limit: Duration::from_secs(30),
+            hooks: crate::host::hooks::ROOT.into(),
         };
         while let Some(flag) = arguments.next() {
             let invalid = || ArgumentError::Value(flag.clone());
@@ -53,6 +57,7 @@ impl Arguments {
                     parsed.host_channel = value()?.parse().map_err(|_| invalid())?
                 }
                 "--host-peer" => parsed.host_peer = value()?.parse().map_err(|_| invalid())?,
+                "--hooks" => parsed.hooks = value()?.into(),
                 "--default-user" => parsed.default_user = value()?,
                 "--stall-limit-ms" => {
                     let milliseconds = value()?.parse().map_err(|_| invalid())?;

@@ -80,7 +80,8 @@ async fn serve(arguments: Arguments) -> Result<(), server::BoxError> {
         // Not there after a start of anything but our own engine.
         let _absent = std::fs::remove_file(agent_api::BOOT_MARK);
     }
-    let agent = Agent::new(arguments.default_user, arguments.stall_limit);
+    let hooks = host::hooks::Hooks::new(arguments.hooks);
+    let agent = Agent::new(arguments.default_user, arguments.stall_limit, hooks);
     let envd = TcpListener::bind(arguments.envd).await?;
     let host_channel = TcpListener::bind(arguments.host_channel).await?;
     let envd = server::serve(envd, envd::Envd(Arc::clone(&agent)));

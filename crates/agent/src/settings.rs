@@ -83,7 +83,7 @@ impl Settings {
         }
     }
 
-    /// Which sandbox this is, once somebody said so.
+    /// The sandbox that the memory of this agent belongs to; `None` after a boot.
     pub(crate) fn sandbox_id(&self) -> Option<&str> {
         self.system_env.get("E2B_SANDBOX_ID").map(String::as_str)
     }

@@ -24,17 +24,18 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Applies what the host sent and says what the agent is.
 pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply {
-    let (applied, is_new) = {
+    let (applied, before) = {
         let mut settings = agent.settings();
-        let is_new = settings.sandbox_id() != Some(&request.sandbox_id);
-        (settings.apply(&request), is_new)
+        let before = settings.sandbox_id().map(str::to_owned);
+        (settings.apply(&request), before)
     };
-    if is_new {
+    if before.as_ref() != Some(&request.sandbox_id) {
         agent.log.clear();
     }
     if applied == Applied::NewLifecycle {
         // Their peers do not exist any more; left open they would hold back process output.
         agent.clients.hang_up_all();
+        agent.hooks.started(before.as_deref(), &request.sandbox_id);
         let fields = json!({"processes": agent.processes.list().len()});
         agent
             .log
@@ -54,6 +55,7 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
         envd_version: ENVD_VERSION.to_owned(),
         boot_id: boot_id(),
         processes: agent.processes.list().len(),
+        hooks_due: agent.hooks.due(),
     }
 }
 

@@ -1,8 +1,9 @@
-//! The private channel of the host: initialisation, checkpoints, tunnels.
+//! The private channel of the host: initialisation, checkpoints, hooks, tunnels.
 //!
 //! It needs no secret because only the gateway's address is served, which nobody inside the sandbox
 //! can send from.
 
+pub(crate) mod hooks;
 mod init;
 pub(crate) mod memory;
 mod tunnel;
@@ -10,12 +11,16 @@ mod tunnel;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use agent_api::{HEALTH_PATH, INIT_PATH, LOG_PATH, METRICS_PATH, PREPARE_PATH, TUNNEL_PATH};
+use agent_api::{
+    HEALTH_PATH, HOOKS_PATH, HookKind, HooksReply, INIT_PATH, LOG_PATH, METRICS_PATH, PREPARE_PATH,
+    PrepareReply, TUNNEL_PATH,
+};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
+use serde::de::DeserializeOwned;
 
 use crate::agent::Agent;
 use crate::server::{Body, Connections, Failed, Handler, Hangup, empty, fail, json};
@@ -53,12 +58,7 @@ impl HostChannel {
                 Ok(response)
             }
             (Method::POST, INIT_PATH) => {
-                let body = Limited::new(request.into_body(), BODY_LIMIT)
-                    .collect()
-                    .await;
-                let body = body.map_err(|error| Failed::bad_request(error.to_string()))?;
-                let message = serde_json::from_slice(&body.to_bytes())
-                    .map_err(|error| Failed::bad_request(error.to_string()))?;
+                let message = read(request).await?;
                 Ok(json(
                     StatusCode::OK,
                     &init::init(&self.agent, message).await,
@@ -67,7 +67,12 @@ impl HostChannel {
             (Method::POST, PREPARE_PATH) => {
                 let done = tokio::task::spawn_blocking(memory::write_back_and_shrink).await;
                 done.map_err(|error| Failed::internal(error.to_string()))?;
-                Ok(json(StatusCode::OK, &serde_json::json!({})))
+                let pre_pause_hooks = self.agent.hooks.count(HookKind::PrePause);
+                Ok(json(StatusCode::OK, &PrepareReply { pre_pause_hooks }))
+            }
+            (Method::POST, HOOKS_PATH) => {
+                let hooks = hooks::Hooks::run(&self.agent, read(request).await?).await;
+                Ok(json(StatusCode::OK, &HooksReply { hooks }))
             }
             (Method::GET, METRICS_PATH) => {
                 let metrics = self.agent.measure();
@@ -99,4 +104,13 @@ impl HostChannel {
         let body = StreamBody::new(lines.map(|line| Ok(Frame::data(line))));
         Response::new(BodyExt::boxed_unsync(body))
     }
+}
+
+/// The message of a request.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failed> {
+    let body = Limited::new(request.into_body(), BODY_LIMIT)
+        .collect()
+        .await;
+    let body = body.map_err(|error| Failed::bad_request(error.to_string()))?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| Failed::bad_request(error.to_string()))
 }

@@ -16,6 +16,9 @@ mod spawn;
 mod stream;
 mod table;
 
+pub(crate) use exit::ExitStatus;
 pub(crate) use guard::guard_memory;
 pub(crate) use limits::raise_open_files;
+pub(crate) use pipes::read_now;
+pub(crate) use spawn::Program;
 pub(crate) use table::Processes;

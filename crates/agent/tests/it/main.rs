@@ -8,6 +8,8 @@ mod files;
 #[cfg(test)]
 mod filesystem;
 #[cfg(test)]
+mod hooks;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod process;
