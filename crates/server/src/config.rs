@@ -7,7 +7,7 @@ use std::time::Duration;
 use engine::Limits;
 use serde::Deserialize;
 
-use crate::sandbox::Settings;
+use crate::sandbox::{HookFailure, HookSettings, Settings};
 
 /// Port of the API and the edge unless told otherwise; E2B's debug mode uses the same.
 pub const DEFAULT_PORT: u16 = 3000;
@@ -80,6 +80,12 @@ pub struct SandboxConfig {
     pub agent_start_seconds: u64,
     /// How long an agent may take to prepare for a pause.
     pub agent_prepare_seconds: u64,
+    /// What a failing pre-pause hook means for the pause: `ignore` or `fatal`.
+    pub pre_pause_hook_failure: HookFailure,
+    /// How long one hook inside a sandbox may take.
+    pub hook_seconds: u64,
+    /// How long all hooks of one kind may take.
+    pub hooks_seconds: u64,
     /// Space that stays free on the data directory's file system.
     pub free_space_reserve_mib: u64,
 }
@@ -123,6 +129,9 @@ impl Default for SandboxConfig {
             max_run_seconds: 24 * 3600,
             agent_start_seconds: 30,
             agent_prepare_seconds: 5,
+            pre_pause_hook_failure: HookFailure::Ignore,
+            hook_seconds: 10,
+            hooks_seconds: 20,
             free_space_reserve_mib: 512,
         }
     }
@@ -146,6 +155,11 @@ impl SandboxConfig {
             max_running: self.max_running,
             agent_start_timeout: Duration::from_secs(self.agent_start_seconds),
             agent_prepare_timeout: Duration::from_secs(self.agent_prepare_seconds),
+            hooks: HookSettings {
+                each: Duration::from_secs(self.hook_seconds),
+                all: Duration::from_secs(self.hooks_seconds),
+                pre_pause_failure: self.pre_pause_hook_failure,
+            },
             free_space_reserve: self.free_space_reserve_mib << 20,
         }
     }
@@ -164,6 +178,15 @@ impl SandboxConfig {
                 max_run_seconds: 0 | 31_536_001..,
                 ..
             } => Err("sandbox.max_run_seconds must be 1 to 31536000 (a year)"),
+            Self {
+                hook_seconds: 0 | 31..,
+                ..
+            } => Err("sandbox.hook_seconds must be 1 to 30"),
+            // Clients wait a minute for a pause.
+            Self {
+                hooks_seconds: 0 | 41..,
+                ..
+            } => Err("sandbox.hooks_seconds must be 1 to 40"),
             Self { .. } => Ok(()),
         }
     }

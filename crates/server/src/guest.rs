@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ClientError, HOST_PORT, InitReply, InitRequest, LogReader};
+use agent_api::{
+    ClientError, HOST_PORT, HooksReply, InitReply, InitRequest, LogReader, PrepareReply, RunHooks,
+};
 use engine::{Engine, EngineError, ExecutionId, Usage};
 use tokio::net::TcpStream;
 
@@ -87,8 +89,14 @@ impl Guest {
     }
 
     /// Lets the agent write back and trim before a pause. The caller bounds the time.
-    pub async fn prepare(&self) -> Result<(), GuestError> {
+    pub async fn prepare(&self) -> Result<PrepareReply, GuestError> {
         let stream = self.dial(HOST_PORT).await?;
         Ok(agent_api::client::prepare(stream).await?)
+    }
+
+    /// Lets the agent run hooks of the sandbox's owner. The caller bounds the time.
+    pub async fn run_hooks(&self, request: &RunHooks) -> Result<HooksReply, GuestError> {
+        let stream = self.dial(HOST_PORT).await?;
+        Ok(agent_api::client::run_hooks(stream, request).await?)
     }
 }

@@ -23,6 +23,26 @@ fn everything_a_program_holds_comes_back_in_every_round() {
 }
 
 #[test]
+fn hooks_run_around_a_pause_and_their_failure_is_told() {
+    for failure in ["ignore", "fatal"] {
+        let server = Server::start(&format!(
+            "[sandbox]\nhook_seconds = 1\npre_pause_hook_failure = \"{failure}\""
+        ));
+        server.run("hooks.py", &[failure]);
+        for name in ["15-bad", "30-hangs", "20-bad"] {
+            let log = server.log();
+            let told = log.lines().filter(|line| line.contains(name)).count();
+            assert!(told > 0, "the log does not tell of {name}:\n{log}");
+        }
+        assert!(
+            !server.log().contains("the database is busy"),
+            "output of a hook is in the log"
+        );
+        server.assert_nothing_left();
+    }
+}
+
+#[test]
 fn each_limit_stops_its_own_sandbox_only() {
     let server = Server::start(SMALL);
     server.run("limits.py", &[]);

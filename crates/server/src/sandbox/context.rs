@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::files::SandboxFiles;
-use super::{Faults, Record};
+use super::{Faults, HookSettings, Record};
 use crate::db::Db;
 use crate::guest::Guest;
 use crate::snapshots::Snapshots;
@@ -25,6 +25,8 @@ pub struct Settings {
     pub agent_start_timeout: Duration,
     /// How long an agent may take to prepare for a pause.
     pub agent_prepare_timeout: Duration,
+    /// Bounds of hooks.
+    pub hooks: HookSettings,
     /// Bytes that stay free on the data directory's file system.
     pub free_space_reserve: u64,
 }

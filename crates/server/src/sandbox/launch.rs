@@ -7,9 +7,9 @@ use base64::Engine as _;
 use engine::ExecutionId;
 use time::OffsetDateTime;
 
-use super::Record;
 use super::context::Context;
 use super::transition::Cause;
+use super::{Record, hooks};
 
 /// Waits until the agent of a started execution answers and tells it who it is. Whatever the
 /// agent held from an earlier execution (connections, token, names) is replaced.
@@ -35,6 +35,9 @@ pub(super) async fn greet(
         reply = tokio::time::timeout(limit, greeting) => match reply {
             Ok(reply) => {
                 tracing::debug!(sandbox.id = %record.id, agent = reply.agent_version, "agent answers");
+                if let Some(kind) = reply.hooks_due {
+                    hooks::after_start(context, record, execution, kind).await;
+                }
                 Ok(())
             }
             Err(_) => Err(Cause::AgentSilent(format!("no answer within {limit:?} of the start"))),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_api::PrepareReply;
 use engine::ExecutionId;
 use snapshot::{EngineIdentity, ImageId, Subject};
 use time::OffsetDateTime;
@@ -11,7 +12,7 @@ use super::context::Context;
 use super::faults::Step;
 use super::state::{Outcome, PauseTarget};
 use super::transition::{Cause, Ended, blocking, dead, destroy};
-use super::{PauseMode, PauseRequest, Record};
+use super::{PauseMode, PauseRequest, Record, hooks};
 
 /// Space an image may need beyond the resident memory: the engine's own state.
 const IMAGE_OVERHEAD_BYTES: u64 = 64 << 20;
@@ -65,8 +66,8 @@ async fn save_memory(
         .check_free_space(resident + IMAGE_OVERHEAD_BYTES)
         .map_err(Cause::NoSpace)?;
     context.faults.reach(Step::PausePrepare).await?;
-    if let Err(cause) = prepare(context, execution).await {
-        if request.require_healthy_guest {
+    if let Err(cause) = prepare(context, record, execution).await {
+        if request.require_healthy_guest || matches!(cause, Cause::Hook(_)) {
             return Err(cause);
         }
         // The checkpoint writes back what the guest holds, so an agent that hangs costs nothing
@@ -110,7 +111,7 @@ async fn save_disk(
 ) -> Result<(), Cause> {
     context.faults.reach(Step::PausePrepare).await?;
     // Without memory, whatever the guest has not written back is lost: no agent, no pause.
-    prepare(context, execution).await?;
+    prepare(context, record, execution).await?;
     context.faults.reach(Step::PauseFreeze).await?;
     context.engine.freeze(execution).await?;
     context.faults.reach(Step::PauseSync).await?;
@@ -119,10 +120,20 @@ async fn save_disk(
     Ok(())
 }
 
-async fn prepare(context: &Context, execution: &ExecutionId) -> Result<(), Cause> {
+async fn prepare(context: &Context, record: &Record, execution: &ExecutionId) -> Result<(), Cause> {
+    let reply = prepare_agent(context, execution).await?;
+    if reply.pre_pause_hooks > 0 {
+        hooks::before_pause(context, record, execution).await?;
+        // What the hooks wrote.
+        prepare_agent(context, execution).await?;
+    }
+    Ok(())
+}
+
+async fn prepare_agent(context: &Context, execution: &ExecutionId) -> Result<PrepareReply, Cause> {
     let limit = context.settings.agent_prepare_timeout;
     match tokio::time::timeout(limit, context.guest(execution).prepare()).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(reply)) => Ok(reply),
         Ok(Err(error)) => Err(Cause::AgentSilent(error.to_string())),
         Err(_) => Err(Cause::AgentSilent(format!("no answer within {limit:?}"))),
     }
@@ -150,7 +161,13 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
             return Ended::failed(Outcome::ExecutionLost(reason), cause);
         }
         match context.engine.thaw(execution).await {
-            Ok(()) => return Ended::failed(Outcome::Undone, cause),
+            Ok(()) => {
+                // A silent agent would only be waited for again.
+                if !matches!(cause, Cause::AgentSilent(_)) {
+                    hooks::after_undone_pause(context, record, execution).await;
+                }
+                return Ended::failed(Outcome::Undone, cause);
+            }
             Err(error) => {
                 tracing::error!(sandbox.id = %record.id, %error, "thawing after a failed pause failed, trying again");
             }

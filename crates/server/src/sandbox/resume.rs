@@ -266,6 +266,7 @@ fn worth_a_retry(cause: &Cause) -> bool {
     match cause {
         Cause::Engine(_) | Cause::Exited | Cause::AgentSilent(_) => true,
         Cause::NoSpace(_)
+        | Cause::Hook(_)
         | Cause::Image(_)
         | Cause::BuildGone(_)
         | Cause::Io { .. }

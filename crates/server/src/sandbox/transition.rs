@@ -53,6 +53,9 @@ pub(super) enum Cause {
     /// The agent did not answer.
     #[error("the agent does not answer: {0}")]
     AgentSilent(String),
+    /// A hook of the sandbox's owner failed, and that was to be fatal.
+    #[error("{0}")]
+    Hook(String),
     /// The execution ended by itself.
     #[error("the execution ended while it was being started")]
     Exited,

@@ -10,8 +10,8 @@ use engine::{Engine, ExecutionId, Limits};
 use server::db::Db;
 use server::sandbox::state::State;
 use server::sandbox::{
-    CreateRequest, Fault, Faults, Lifecycle, OnTimeout, Parts, PauseMode, PauseRequest,
-    PublicState, SandboxId, Sandboxes, Settings, Step,
+    CreateRequest, Fault, Faults, HookFailure, HookSettings, Lifecycle, OnTimeout, Parts,
+    PauseMode, PauseRequest, PublicState, SandboxId, Sandboxes, Settings, Step,
 };
 use server::template::{BaseOptions, Template, Templates, ensure_base};
 use tokio_util::task::TaskTracker;
@@ -98,6 +98,11 @@ impl Place {
                 max_running: 10,
                 agent_start_timeout: Duration::from_secs(2),
                 agent_prepare_timeout: Duration::from_secs(2),
+                hooks: HookSettings {
+                    each: Duration::from_secs(1),
+                    all: Duration::from_secs(2),
+                    pre_pause_failure: HookFailure::Ignore,
+                },
                 free_space_reserve: 0,
             },
             templates: Templates::new(vec![Arc::new(template)]),
