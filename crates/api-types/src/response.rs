@@ -82,6 +82,11 @@ pub struct SandboxDetail {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub pause_mode: Option<PauseMode>,
+    /// Why the memory of the last run is not there: the sandbox was or will be booted from its files
+    /// though nobody asked for that. Absent when all is as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub memory_lost: Option<String>,
     /// Always empty: volumes are not supported.
     pub volume_mounts: Vec<VolumeMount>,
 }

@@ -86,6 +86,8 @@ pub struct SandboxConfig {
     pub hook_seconds: u64,
     /// How long all hooks of one kind may take.
     pub hooks_seconds: u64,
+    /// Whether a sandbox whose memory image cannot be used is booted from its disk, or stays paused.
+    pub boot_without_memory: bool,
     /// Space that stays free on the data directory's file system.
     pub free_space_reserve_mib: u64,
 }
@@ -132,6 +134,7 @@ impl Default for SandboxConfig {
             pre_pause_hook_failure: HookFailure::Ignore,
             hook_seconds: 10,
             hooks_seconds: 20,
+            boot_without_memory: true,
             free_space_reserve_mib: 512,
         }
     }
@@ -160,6 +163,7 @@ impl SandboxConfig {
                 all: Duration::from_secs(self.hooks_seconds),
                 pre_pause_failure: self.pre_pause_hook_failure,
             },
+            boot_without_memory: self.boot_without_memory,
             free_space_reserve: self.free_space_reserve_mib << 20,
         }
     }

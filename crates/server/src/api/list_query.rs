@@ -269,6 +269,7 @@ mod tests {
             end_at: started_at,
             state,
             pause_mode: None,
+            memory_lost: None,
             cpu_count: 1,
             memory_mb: 128,
             disk_size_mb: 0,

@@ -19,7 +19,8 @@ CREATE TABLE sandboxes (
     spec       TEXT    NOT NULL,
     disks      TEXT    NOT NULL,
     started_at INTEGER NOT NULL, -- nanoseconds since the epoch
-    end_at     INTEGER NOT NULL  -- nanoseconds since the epoch
+    end_at     INTEGER NOT NULL, -- nanoseconds since the epoch
+    memory_lost TEXT             -- why this run was booted, if nobody asked for that
 ) STRICT;
 CREATE TABLE snapshots (
     id         TEXT    NOT NULL PRIMARY KEY,

@@ -11,8 +11,9 @@ impl Db {
     pub async fn insert(&self, record: Record) -> Result<(), DbError> {
         self.run(move |connection| {
             connection.execute(
-                "INSERT INTO sandboxes (id, generation, state, spec, disks, started_at, end_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO sandboxes (id, generation, state, spec, disks, started_at, end_at,
+                                        memory_lost)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 params![
                     record.id.as_str(),
                     record.generation,
@@ -21,6 +22,7 @@ impl Db {
                     encode(&record, &record.disks)?,
                     nanoseconds(record.run.started_at),
                     nanoseconds(record.run.end_at),
+                    record.run.memory_lost,
                 ],
             )?;
             Ok(())
@@ -52,7 +54,8 @@ impl Db {
 /// See [`Db::update`].
 pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbError> {
     let changed = connection.execute(
-        "UPDATE sandboxes SET generation = ?2, state = ?3, disks = ?4, started_at = ?5, end_at = ?6
+        "UPDATE sandboxes SET generation = ?2, state = ?3, disks = ?4, started_at = ?5, end_at = ?6,
+                              memory_lost = ?7
          WHERE id = ?1 AND generation = ?2 - 1",
         params![
             record.id.as_str(),
@@ -61,6 +64,7 @@ pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbE
             encode(record, &record.disks)?,
             nanoseconds(record.run.started_at),
             nanoseconds(record.run.end_at),
+            record.run.memory_lost,
         ],
     )?;
     if changed == 1 {
@@ -71,8 +75,9 @@ pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbE
 }
 
 fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {
-    let mut statement = connection
-        .prepare("SELECT id, generation, state, spec, disks, started_at, end_at FROM sandboxes")?;
+    let mut statement = connection.prepare(
+        "SELECT id, generation, state, spec, disks, started_at, end_at, memory_lost FROM sandboxes",
+    )?;
     let mut rows = statement.query([])?;
     let mut records = Vec::new();
     while let Some(row) = rows.next()? {
@@ -93,6 +98,7 @@ fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {
             run: Run {
                 started_at: instant(row.get(5)?).ok_or_else(|| unreadable("its start"))?,
                 end_at: instant(row.get(6)?).ok_or_else(|| unreadable("its deadline"))?,
+                memory_lost: row.get(7)?,
             },
         });
     }

@@ -27,6 +27,8 @@ pub struct Settings {
     pub agent_prepare_timeout: Duration,
     /// Bounds of hooks.
     pub hooks: HookSettings,
+    /// Whether a sandbox whose memory image cannot be used is booted from its disk, or stays paused.
+    pub boot_without_memory: bool,
     /// Bytes that stay free on the data directory's file system.
     pub free_space_reserve: u64,
 }

@@ -289,6 +289,7 @@ impl Driver {
                 execution,
                 saved,
                 from,
+                ..
             } => Box::pin(resume::resume(context, record, execution, saved, from)),
             State::Snapshotting { snapshot, step } => match step {
                 SnapshotStep::Saving {
@@ -319,13 +320,12 @@ impl Driver {
                     context, record, snapshot, execution, saved,
                 )),
             },
-            State::Restarting { execution, saved } => Box::pin(resume::resume(
-                context,
-                record,
-                execution,
-                saved,
-                StartPoint::Memory,
-            )),
+            State::Restarting {
+                execution, saved, ..
+            } => {
+                let from = self.record.state.start_point();
+                Box::pin(resume::resume(context, record, execution, saved, from))
+            }
             State::Killing { execution } => Box::pin(kill::kill(context, record, execution)),
             State::Creating { .. } | State::Running { .. } | State::Paused { .. } => return None,
         })
@@ -352,7 +352,10 @@ impl Driver {
             disks,
             snapshot,
         } = ended;
-        self.cause = self.cause.take().or(cause);
+        // A boot in place of an unusable memory image is no failure, if it works.
+        if !matches!(outcome, Outcome::MemoryUnusable(_)) {
+            self.cause = self.cause.take().or(cause);
+        }
         let mut committed = false;
         if let Some(disks) = disks {
             match self.commit(&outcome, disks, snapshot).await {
@@ -407,6 +410,10 @@ impl Driver {
                 // was; so do snapshots and rollbacks.
                 if !ran {
                     record.run = self.new_run();
+                }
+                let lost = self.record.state.memory_lost();
+                if !ran || lost.is_some() {
+                    record.run.memory_lost = lost;
                 }
                 record.disks.fresh = false;
             }

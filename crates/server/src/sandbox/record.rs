@@ -50,12 +50,14 @@ impl SandboxSpec {
 }
 
 /// Times of the current run, or of the last one when paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// When it became ready.
     pub started_at: OffsetDateTime,
     /// Its deadline, or the moment of the pause.
     pub end_at: OffsetDateTime,
+    /// Why it was booted although the run before was not given up on request.
+    pub memory_lost: Option<String>,
 }
 
 impl Run {
@@ -65,6 +67,7 @@ impl Run {
         Self {
             started_at,
             end_at: started_at + timeout.min(longest),
+            memory_lost: None,
         }
     }
 
@@ -128,6 +131,10 @@ impl Record {
             end_at: self.run.end_at,
             state,
             pause_mode,
+            memory_lost: match state {
+                PublicState::Running => self.run.memory_lost.clone(),
+                PublicState::Paused => self.state.memory_lost(),
+            },
             cpu_count: self.spec.limits.cpu_milli.div_ceil(1000),
             memory_mb: self.spec.limits.memory_bytes >> 20,
             disk_size_mb: self.spec.limits.disk_bytes >> 20,

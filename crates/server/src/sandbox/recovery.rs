@@ -79,7 +79,8 @@ async fn recover_one(
         )),
         Recovery::StartAgain(execution) => {
             let saved = saved_of(&copy);
-            Box::pin(resume::start_again(context, copy, execution, saved))
+            let from = copy.state.start_point();
+            Box::pin(resume::start_again(context, copy, execution, saved, from))
         }
         Recovery::AbandonSnapshot(id) => Box::pin(seal::abandon(context, copy, id)),
         Recovery::FinishRollback => match copy.state.clone() {

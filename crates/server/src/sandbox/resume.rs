@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use engine::{BuildId, ExecutionId, StartFrom};
-use snapshot::{ImageId, Manifest};
+use engine::{BuildId, EngineError, ExecutionId, StartFrom};
+use snapshot::{ImageError, ImageId, Manifest};
 
 use super::Record;
 use super::context::Context;
@@ -69,6 +69,15 @@ pub(super) async fn resume(
             failure.guest_may_have_run,
         )
         .await;
+        let from_image = matches!((&saved, from), (Saved::Memory { .. }, StartPoint::Memory));
+        if from_image
+            && outcome == Outcome::Undone
+            && context.settings.boot_without_memory
+            && let Some(why) = unusable(&failure.cause, retried)
+        {
+            tracing::error!(sandbox.id = %record.id, why, "the memory image cannot be used; booting from the disk instead");
+            return Ended::failed(Outcome::MemoryUnusable(why), failure.cause);
+        }
         if retried || outcome != Outcome::Undone || !worth_a_retry(&failure.cause) {
             return Ended::failed(outcome, failure.cause);
         }
@@ -84,12 +93,14 @@ pub(super) async fn start_again(
     record: Record,
     execution: ExecutionId,
     saved: Saved,
+    from: StartPoint,
 ) -> Ended {
     match undo(&context, &record, &execution, &saved, true).await {
         Outcome::MemoryStale => Ended::with(Outcome::MemoryStale),
-        Outcome::Done | Outcome::Undone | Outcome::ExecutionLost(_) => {
-            resume(context, record, execution, saved, StartPoint::Memory).await
-        }
+        Outcome::Done
+        | Outcome::Undone
+        | Outcome::ExecutionLost(_)
+        | Outcome::MemoryUnusable(_) => resume(context, record, execution, saved, from).await,
     }
 }
 
@@ -260,6 +271,28 @@ pub(super) async fn renew_disk(context: &Context, record: &Record) -> Result<(),
     context.files(record).disks().create().await?;
     let size = record.spec.limits.disk_bytes;
     Ok(context.engine.create_disk(&disk, size).await?)
+}
+
+/// Why the image is no good, if the failure is its own: not what may pass by itself (a full disk, an
+/// agent that is slow, a read that failed).
+fn unusable(cause: &Cause, retried: bool) -> Option<String> {
+    match cause {
+        Cause::Image(
+            ImageError::Missing(_) | ImageError::Newer { .. } | ImageError::Damaged { .. },
+        )
+        | Cause::BuildGone(_) => Some(cause.to_string()),
+        Cause::Engine(EngineError::Failed { .. }) if retried => {
+            Some(format!("it could not be restored, twice: {cause}"))
+        }
+        Cause::Image(ImageError::Io { .. })
+        | Cause::Engine(_)
+        | Cause::NoSpace(_)
+        | Cause::AgentSilent(_)
+        | Cause::Exited
+        | Cause::Io { .. }
+        | Cause::Hook(_)
+        | Cause::Injected(_) => None,
+    }
 }
 
 fn worth_a_retry(cause: &Cause) -> bool {

@@ -73,6 +73,10 @@ pub enum State {
         saved: Saved,
         /// What this start uses of it.
         from: StartPoint,
+        /// Why it boots although there is an image, when that was nobody's wish. The image is given
+        /// up only when the boot has succeeded.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unusable: Option<String>,
     },
     /// A snapshot is being made of it.
     Snapshotting {
@@ -94,6 +98,9 @@ pub enum State {
         execution: ExecutionId,
         /// What it is started from.
         saved: Saved,
+        /// As in [`Resuming`](State::Resuming).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unusable: Option<String>,
     },
     /// Everything it has is being deleted. It never comes back.
     Killing {
@@ -205,6 +212,25 @@ pub enum DiskReason {
     MemoryStale,
 }
 
+impl DiskReason {
+    /// For people; `None` when it was asked for.
+    pub fn memory_lost(&self) -> Option<String> {
+        let text = match self {
+            DiskReason::Asked => return None,
+            DiskReason::ExecutionLost(ExitReason::OutOfMemory) => {
+                "the sandbox was killed for want of memory"
+            }
+            DiskReason::ExecutionLost(ExitReason::Exited) => {
+                "its execution ended by itself or with the host"
+            }
+            DiskReason::MemoryStale => {
+                "a resume failed after the guest had begun to write to its disk"
+            }
+        };
+        Some(text.to_owned())
+    }
+}
+
 /// What a start uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -216,6 +242,50 @@ pub enum StartPoint {
 }
 
 impl State {
+    /// What a start that is under way uses.
+    pub fn start_point(&self) -> StartPoint {
+        match self {
+            State::Resuming { from, .. } => *from,
+            State::Restarting {
+                unusable: Some(_), ..
+            } => StartPoint::Disk,
+            State::Restarting { unusable: None, .. }
+            | State::Creating { .. }
+            | State::Running { .. }
+            | State::Pausing { .. }
+            | State::Paused { .. }
+            | State::Snapshotting { .. }
+            | State::RollingBack { .. }
+            | State::Killing { .. } => StartPoint::Memory,
+        }
+    }
+
+    /// Why the memory of the last run is not there, or will not be, if that was nobody's wish.
+    pub fn memory_lost(&self) -> Option<String> {
+        match self {
+            State::Resuming {
+                unusable: Some(why),
+                ..
+            }
+            | State::Restarting {
+                unusable: Some(why),
+                ..
+            } => Some(why.clone()),
+            State::Paused { saved }
+            | State::Resuming { saved, .. }
+            | State::Restarting { saved, .. } => match saved {
+                Saved::Disk { reason } => reason.memory_lost(),
+                Saved::Memory { .. } => None,
+            },
+            State::Creating { .. }
+            | State::Running { .. }
+            | State::Pausing { .. }
+            | State::Snapshotting { .. }
+            | State::RollingBack { .. }
+            | State::Killing { .. } => None,
+        }
+    }
+
     /// The execution that may exist in this state.
     pub fn execution(&self) -> Option<&ExecutionId> {
         match self {

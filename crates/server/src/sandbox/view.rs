@@ -113,6 +113,8 @@ pub struct SandboxView {
     pub state: PublicState,
     /// What the last pause kept; `None` while running.
     pub pause_mode: Option<PauseMode>,
+    /// Why the memory of the last run is not there; `None` when it is, or was given up on request.
+    pub memory_lost: Option<String>,
     /// CPUs, rounded up.
     pub cpu_count: u32,
     /// Memory in MiB.

@@ -312,7 +312,8 @@ async fn a_failed_start_is_tried_once_more() {
 
 #[tokio::test]
 async fn a_resume_that_fails_twice_leaves_the_sandbox_paused_with_its_memory() {
-    let place = Place::new();
+    let mut place = Place::new();
+    place.boot_without_memory = false;
     let sandboxes = place.open().await;
     let id = create(&sandboxes).await;
     assert!(place.host.step(&place.execution()));

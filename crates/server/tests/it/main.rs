@@ -9,6 +9,7 @@ mod api;
 mod crash;
 mod edge;
 mod history;
+mod ladder;
 mod lifecycle;
 mod served;
 mod snapshots;

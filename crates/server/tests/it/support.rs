@@ -31,6 +31,7 @@ pub(crate) struct Place {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) host: Arc<FakeHost>,
     pub(crate) faults: Arc<Mutex<VecDeque<(Step, Fault)>>>,
+    pub(crate) boot_without_memory: bool,
 }
 
 impl Place {
@@ -39,6 +40,7 @@ impl Place {
             folder: tempfile::tempdir().unwrap(),
             host: FakeHost::new(),
             faults: Arc::default(),
+            boot_without_memory: true,
         }
     }
 
@@ -103,6 +105,7 @@ impl Place {
                     all: Duration::from_secs(2),
                     pre_pause_failure: HookFailure::Ignore,
                 },
+                boot_without_memory: self.boot_without_memory,
                 free_space_reserve: 0,
             },
             templates: Templates::new(vec![Arc::new(template)]),

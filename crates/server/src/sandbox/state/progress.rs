@@ -44,6 +44,7 @@ pub fn begin(
                 Saved::Memory { .. } => from,
                 Saved::Disk { .. } => StartPoint::Disk,
             },
+            unusable: None,
         }),
         (State::Running { execution }, Transition::Kill) => Some(State::Killing {
             execution: Some(execution.clone()),
@@ -120,6 +121,8 @@ pub enum Outcome {
     ExecutionLost(ExitReason),
     /// A resume failed after its guest had written to the disk: the memory image is worthless.
     MemoryStale,
+    /// The memory image cannot be restored, and the guest did not run: its disk is all there is.
+    MemoryUnusable(String),
 }
 
 /// What comes after a transition.
@@ -145,22 +148,27 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
         }),
         (
             State::Creating { .. },
-            Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryStale,
+            Outcome::Undone
+            | Outcome::ExecutionLost(_)
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_),
         ) => Next::Gone,
 
         (State::Running { .. }, Outcome::ExecutionLost(reason)) => lost(reason),
-        (State::Running { .. }, Outcome::Done | Outcome::Undone | Outcome::MemoryStale) => {
-            Next::State(state.clone())
-        }
+        (
+            State::Running { .. },
+            Outcome::Done | Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+        ) => Next::State(state.clone()),
 
         (State::Pausing { target, .. }, Outcome::Done) => Next::State(State::Paused {
             saved: target_reached(target),
         }),
-        (State::Pausing { execution, .. }, Outcome::Undone | Outcome::MemoryStale) => {
-            Next::State(State::Running {
-                execution: execution.clone(),
-            })
-        }
+        (
+            State::Pausing { execution, .. },
+            Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+        ) => Next::State(State::Running {
+            execution: execution.clone(),
+        }),
         (State::Pausing { .. }, Outcome::ExecutionLost(reason)) => lost(reason),
 
         (State::Paused { .. }, _) => Next::State(state.clone()),
@@ -178,6 +186,40 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
                 saved: without_memory(saved),
             })
         }
+
+        // Its disk is tried; what is saved stays until that has worked.
+        (
+            State::Resuming {
+                execution,
+                saved,
+                from: StartPoint::Memory,
+                ..
+            },
+            Outcome::MemoryUnusable(why),
+        ) => Next::State(State::Resuming {
+            execution: execution.clone(),
+            saved: saved.clone(),
+            from: StartPoint::Disk,
+            unusable: Some(why.clone()),
+        }),
+        (
+            State::Restarting {
+                execution,
+                saved,
+                unusable: None,
+            },
+            Outcome::MemoryUnusable(why),
+        ) => Next::State(State::Restarting {
+            execution: execution.clone(),
+            saved: saved.clone(),
+            unusable: Some(why.clone()),
+        }),
+        (
+            State::Resuming { saved, .. } | State::Restarting { saved, .. },
+            Outcome::MemoryUnusable(_),
+        ) => Next::State(State::Paused {
+            saved: saved.clone(),
+        }),
 
         (State::Snapshotting { snapshot, step }, outcome) => {
             Next::State(after_snapshot_step(snapshot, step, outcome))
@@ -197,7 +239,10 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
         (State::Killing { .. }, Outcome::Done) => Next::Gone,
         (
             State::Killing { .. },
-            Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryStale,
+            Outcome::Undone
+            | Outcome::ExecutionLost(_)
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_),
         ) => Next::State(state.clone()),
     }
 }
@@ -213,11 +258,12 @@ fn after_snapshot_step(snapshot: &SnapshotId, step: &SnapshotStep, outcome: &Out
                 restart: Some(restart.clone()),
             },
         },
-        (SnapshotStep::Saving { execution, .. }, Outcome::Undone | Outcome::MemoryStale) => {
-            State::Running {
-                execution: execution.clone(),
-            }
-        }
+        (
+            SnapshotStep::Saving { execution, .. },
+            Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+        ) => State::Running {
+            execution: execution.clone(),
+        },
         (SnapshotStep::Saving { .. }, Outcome::ExecutionLost(reason)) => State::Paused {
             saved: Saved::Disk {
                 reason: DiskReason::ExecutionLost(reason.clone()),
@@ -226,7 +272,11 @@ fn after_snapshot_step(snapshot: &SnapshotId, step: &SnapshotStep, outcome: &Out
         // With or without the snapshot: the sandbox goes on as what it was.
         (
             SnapshotStep::Sealing { saved, restart },
-            Outcome::Done | Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryStale,
+            Outcome::Done
+            | Outcome::Undone
+            | Outcome::ExecutionLost(_)
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_),
         ) => go_on(saved, restart.as_ref()),
     }
 }
@@ -251,16 +301,17 @@ fn after_rollback_step(snapshot: &SnapshotId, step: &RollbackStep, outcome: &Out
                 restart: restart.clone(),
             },
         },
-        (RollbackStep::Staging { before, .. }, Outcome::Undone | Outcome::MemoryStale) => {
-            match before {
-                Before::Running { execution } => State::Running {
-                    execution: execution.clone(),
-                },
-                Before::Paused { saved } => State::Paused {
-                    saved: saved.clone(),
-                },
-            }
-        }
+        (
+            RollbackStep::Staging { before, .. },
+            Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+        ) => match before {
+            Before::Running { execution } => State::Running {
+                execution: execution.clone(),
+            },
+            Before::Paused { saved } => State::Paused {
+                saved: saved.clone(),
+            },
+        },
         (RollbackStep::Staging { before, .. }, Outcome::ExecutionLost(reason)) => State::Paused {
             saved: match before {
                 Before::Running { .. } => Saved::Disk {
@@ -271,7 +322,11 @@ fn after_rollback_step(snapshot: &SnapshotId, step: &RollbackStep, outcome: &Out
         },
         (
             RollbackStep::Replacing { saved, restart, .. },
-            Outcome::Done | Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryStale,
+            Outcome::Done
+            | Outcome::Undone
+            | Outcome::ExecutionLost(_)
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_),
         ) => go_on(saved, restart.as_ref()),
     }
 }
@@ -282,6 +337,7 @@ fn go_on(saved: &Saved, restart: Option<&ExecutionId>) -> State {
         Some(execution) => State::Restarting {
             execution: execution.clone(),
             saved: saved.clone(),
+            unusable: None,
         },
         None => State::Paused {
             saved: saved.clone(),

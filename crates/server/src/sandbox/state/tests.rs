@@ -66,12 +66,17 @@ fn states() -> Vec<State> {
         all.push(State::Paused {
             saved: saved.clone(),
         });
-        for from in [StartPoint::Memory, StartPoint::Disk] {
+        for (from, unusable) in [
+            (StartPoint::Memory, None),
+            (StartPoint::Disk, None),
+            (StartPoint::Disk, Some("damaged".to_owned())),
+        ] {
             let (execution, saved) = (execution.clone(), saved.clone());
             all.push(State::Resuming {
                 execution,
                 saved,
                 from,
+                unusable,
             });
         }
         all.extend(of_snapshots(&execution, &saved));
@@ -121,14 +126,12 @@ fn of_snapshots(execution: &ExecutionId, saved: &Saved) -> Vec<State> {
         snapshot: snapshot.clone(),
         step,
     });
-    let restarting = State::Restarting {
-        execution: restart,
+    let restarting = [None, Some("damaged".to_owned())].map(|unusable| State::Restarting {
+        execution: restart.clone(),
         saved: saved.clone(),
-    };
-    snapshotting
-        .chain(rolling_back)
-        .chain([restarting])
-        .collect()
+        unusable,
+    });
+    snapshotting.chain(rolling_back).chain(restarting).collect()
 }
 
 fn pauses() -> Vec<PauseRequest> {
@@ -169,6 +172,7 @@ fn outcomes() -> Vec<Outcome> {
         Outcome::ExecutionLost(ExitReason::Exited),
         Outcome::ExecutionLost(ExitReason::OutOfMemory),
         Outcome::MemoryStale,
+        Outcome::MemoryUnusable("damaged".to_owned()),
     ]
 }
 
@@ -296,6 +300,7 @@ fn a_resume_uses_what_is_saved_and_keeps_it_until_it_ended() {
                 execution,
                 saved: kept,
                 from: used,
+                unusable: None,
             } = &begun
             else {
                 panic!("{begun:?}")
@@ -314,14 +319,27 @@ fn a_resume_uses_what_is_saved_and_keeps_it_until_it_ended() {
 #[test]
 fn a_failed_resume_leaves_the_sandbox_paused() {
     for state in states() {
-        let State::Resuming { saved, .. } = &state else {
+        let State::Resuming { saved, from, .. } = &state else {
             continue;
         };
         for outcome in outcomes() {
             let next = after(&state, &outcome);
             match outcome {
+                Outcome::MemoryUnusable(_) if *from == StartPoint::Memory => {
+                    // Its disk is tried, and what is saved is not let go before that has worked.
+                    let Next::State(State::Resuming {
+                        saved: kept,
+                        from: StartPoint::Disk,
+                        unusable: Some(_),
+                        ..
+                    }) = next
+                    else {
+                        panic!("{next:?}")
+                    };
+                    assert_eq!(kept, *saved);
+                }
                 Outcome::Done => assert!(matches!(next, Next::State(State::Running { .. }))),
-                Outcome::Undone | Outcome::ExecutionLost(_) => {
+                Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryUnusable(_) => {
                     assert_eq!(
                         next,
                         Next::State(State::Paused {
@@ -352,7 +370,7 @@ fn a_failed_pause_never_ends_a_sandbox() {
         for outcome in outcomes() {
             let next = after(&state, &outcome);
             match outcome {
-                Outcome::Undone | Outcome::MemoryStale => assert_eq!(
+                Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_) => assert_eq!(
                     next,
                     Next::State(State::Running {
                         execution: execution.clone()
