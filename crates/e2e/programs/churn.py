@@ -1,4 +1,4 @@
-"""Creates, writes, pauses, connects and kills while the server is killed under it, and checks after
+"""Creates, writes, pauses, connects, snapshots and kills while the server is killed under it, and checks after
 every failure that nothing the server confirmed is lost.
 
     churn.py STOP_FILE      runs until STOP_FILE exists
@@ -45,6 +45,7 @@ class Churn:
         self.sandbox = None
         self.confirmed = {}
         self.rounds = 0
+        self.snapshots = 0
 
     def create(self):
         mark = uuid.uuid4().hex
@@ -53,12 +54,14 @@ class Churn:
         except Stopped:
             # An announced sandbox is kept, an unannounced one may be gone: both are right, but it
             # must be usable if it is there.
-            query = SandboxQuery(metadata={"mark": mark})
-            found = until_answered(lambda: Sandbox.list(query=query).next_items())
-            for item in found:
-                until_answered(lambda: Sandbox.kill(item.sandbox_id))
+            self.kill_marked({"mark": mark})
             return
         self.confirmed = {}
+
+    def kill_marked(self, metadata):
+        query = SandboxQuery(metadata=metadata)
+        for item in until_answered(lambda: Sandbox.list(query=query).next_items()):
+            until_answered(lambda: Sandbox.kill(item.sandbox_id))
 
     def write(self):
         name, content = f"file-{len(self.confirmed)}", uuid.uuid4().hex
@@ -71,6 +74,20 @@ class Churn:
             self.check_state({"paused"})
         ask(lambda: self.sandbox.connect(timeout=3600))
         self.check_files()
+
+    def snapshot(self):
+        """A snapshot that was confirmed has every file, whatever becomes of its source."""
+        info = ask(self.sandbox.create_snapshot)
+        mark = {"snapshot": info.snapshot_id}
+        try:
+            child = ask(lambda: Sandbox.create(info.snapshot_id, timeout=3600, metadata=mark))
+            for name, content in self.confirmed.items():
+                found = ask(lambda: child.files.read(name))
+                assert found == content, (name, found, content)
+        finally:
+            self.kill_marked(mark)
+            until_answered(lambda: Sandbox.delete_snapshot(info.snapshot_id))
+        self.snapshots += 1
 
     def check_state(self, allowed):
         state = ask(self.sandbox.get_info).state.value
@@ -92,6 +109,17 @@ class Churn:
             raise AssertionError("a killed sandbox came back")
         except SandboxNotFoundException:
             pass
+        self.check_unconfirmed_snapshots(sandbox.sandbox_id)
+
+    def check_unconfirmed_snapshots(self, source):
+        """One whose answer was lost may be there, and must be usable if it is."""
+        found = until_answered(lambda: Sandbox.list_snapshots(sandbox_id=source).next_items())
+        for item in found:
+            mark = {"snapshot": item.snapshot_id}
+            until_answered(lambda: Sandbox.create(item.snapshot_id, timeout=3600, metadata=mark))
+            # All of them: a create whose answer was lost was repeated.
+            self.kill_marked(mark)
+            until_answered(lambda: Sandbox.delete_snapshot(item.snapshot_id))
 
     def step(self):
         if self.sandbox is None:
@@ -99,7 +127,10 @@ class Churn:
             return
         try:
             self.write()
-            self.pause_and_connect()
+            if random.random() < 0.5:
+                self.pause_and_connect()
+            else:
+                self.snapshot()
             if random.random() < 0.25:
                 self.kill()
             self.rounds += 1
@@ -127,4 +158,4 @@ while not os.path.exists(sys.argv[1]):
 if churn.sandbox is not None:
     churn.recover()
     churn.kill()
-print(f"{churn.rounds} rounds")
+print(f"{churn.rounds} rounds, {churn.snapshots} snapshots")

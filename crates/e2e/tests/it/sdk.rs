@@ -43,6 +43,13 @@ fn hooks_run_around_a_pause_and_their_failure_is_told() {
 }
 
 #[test]
+fn snapshots_forks_and_rollbacks_are_what_they_claim_to_be() {
+    let server = Server::start("");
+    server.run("snapshots.py", &[]);
+    server.assert_nothing_left();
+}
+
+#[test]
 fn each_limit_stops_its_own_sandbox_only() {
     let server = Server::start(SMALL);
     server.run("limits.py", &[]);

@@ -248,6 +248,7 @@ fn leftovers(data_dir: &Path, serving: Serving) -> Vec<String> {
     let tag = tag_of(data_dir);
     let run = Path::new("/run/sandbase").join(&tag);
     let mut left = entries(&data_dir.join("sandboxes"), |_| true);
+    left.extend(entries(&data_dir.join("snapshots"), |_| true));
     left.extend(entries(&run.join("executions"), |_| true));
     for controller in ["memory", "cpu", "pids", "."] {
         let parent = Path::new("/sys/fs/cgroup").join(controller);
