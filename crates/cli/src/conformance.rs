@@ -55,11 +55,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let report = tokio::select! {
         report = suite.run() => report,
         _ = tokio::signal::ctrl_c() => {
-            let left = suite.clean_up().await;
-            for problem in left {
-                tracing::warn!("left on the server: {problem}");
+            for problem in suite.abandon().await {
+                tracing::warn!("something may be left on the server: {problem}");
             }
-            anyhow::bail!("interrupted; what was made on the server is removed");
+            anyhow::bail!("interrupted");
         }
     };
     // The file before the table: a reader that went away takes the table only.

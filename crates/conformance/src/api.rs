@@ -250,8 +250,9 @@ impl Api {
         Ok(found.map_or_else(|| "gone".to_owned(), |found| found.state))
     }
 
-    /// The state that the list of one mark tells for a sandbox.
-    pub(crate) async fn listed_state(&self, id: &str, mark: &str) -> Result<String, Problem> {
+    /// All sandboxes that carry a mark, page by page.
+    async fn marked(&self, mark: &str) -> Result<Vec<Detail>, Problem> {
+        let mut found = Vec::new();
         let mut token: Option<String> = None;
         loop {
             let mut path = format!("/v2/sandboxes?metadata={MARK}%3D{mark}");
@@ -260,15 +261,29 @@ impl Api {
             }
             let answer = self.transport.send(self.call(Method::GET, &path)).await?;
             let page: Vec<Detail> = answer.expect("list", StatusCode::OK)?.decode("list")?;
-            if let Some(found) = page.into_iter().find(|listed| listed.id == id) {
-                return Ok(found.state);
-            }
+            found.extend(page);
             let next = answer.headers.get("x-next-token");
             match next.and_then(|next| next.to_str().ok()) {
                 Some(next) => token = Some(next.to_owned()),
-                None => return Ok("gone".to_owned()),
+                None => return Ok(found),
             }
         }
+    }
+
+    /// The state that the list of one mark tells for a sandbox.
+    pub(crate) async fn listed_state(&self, id: &str, mark: &str) -> Result<String, Problem> {
+        let found = self.marked(mark).await?.into_iter();
+        let mut found = found.filter(|listed| listed.id == id);
+        Ok(found
+            .next()
+            .map_or_else(|| "gone".to_owned(), |found| found.state))
+    }
+
+    /// Notes sandboxes of a mark whose create nobody has seen the answer of.
+    pub(crate) async fn find_strays(&self, mark: &str) -> Result<(), Problem> {
+        let found = self.marked(mark).await?.into_iter();
+        lock(&self.sandboxes).extend(found.map(|found| found.id));
+        Ok(())
     }
 
     /// Whatever it answers.

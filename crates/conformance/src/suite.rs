@@ -110,7 +110,7 @@ impl Suite {
         at("starting");
         let mut findings = Findings::new(promises);
         let mut ended = scenario.run(self, &at, &mut findings).await;
-        let left = self.clean_up().await;
+        let left = self.api.clean_up().await;
         if let (Ok(()), Some(problem)) = (&ended, left.into_iter().next()) {
             ended = Err(Problem::Broken(problem.to_string()));
         }
@@ -126,9 +126,12 @@ impl Suite {
         self.options.only.is_empty() || self.options.only.iter().any(|only| only == name)
     }
 
-    /// Removes what a run left, also one that was broken off. Says what could not be removed.
-    pub async fn clean_up(&self) -> Vec<Problem> {
-        self.api.clean_up().await
+    /// Removes what a run left that was broken off. Says what could not be removed.
+    pub async fn abandon(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = Vec::new();
+        problems.extend(self.api.find_strays(&self.mark).await.err());
+        problems.extend(self.api.clean_up().await);
+        problems
     }
 
     /// A sandbox of the template, with `more` in its request.

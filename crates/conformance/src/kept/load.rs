@@ -13,6 +13,8 @@ use crate::report::Promise;
 
 /// A writer must have gone on within this.
 const GOES_ON_LIMIT: Duration = Duration::from_secs(20);
+/// Rows and lines that a snapshot or a pause must find.
+const ENOUGH_ROWS: u64 = 100;
 const POLL: Duration = Duration::from_millis(20);
 
 /// What the writers know to be done.
@@ -53,6 +55,17 @@ impl Counts {
         let counts: Self = guest.call("load.counts", json!({})).await?;
         no_failure(counts.failure.as_ref())?;
         Ok(counts)
+    }
+
+    /// Waits until there is something to lose.
+    pub(crate) async fn under_way(guest: &Guest<'_>) -> Result<Self, Problem> {
+        let enough = Self {
+            committed: ENOUGH_ROWS,
+            appended: ENOUGH_ROWS,
+            failure: None,
+        };
+        enough.grow(guest).await?;
+        Self::of(guest).await
     }
 
     /// Waits until both writers have written more than this.

@@ -33,11 +33,10 @@ impl Source {
         let blob = view.guest.call("blob.start", json!({ "mib": 32 })).await?;
         let tree = Tree::make(&view.guest).await?;
         let family = view.guest.call("family.start", json!({})).await?;
-        let none_yet: Counts = view.guest.call("load.start", json!({})).await?;
-        none_yet.grow(&view.guest).await?;
+        let _none_yet: Counts = view.guest.call("load.start", json!({})).await?;
         let boot_id = view.agent.boot_id().await?;
         let end_at = view.api.detail(&sandbox.id).await?.end_at;
-        let counts = Counts::of(&view.guest).await?;
+        let counts = Counts::under_way(&view.guest).await?;
         Ok(Self {
             holder,
             blob,

@@ -56,11 +56,10 @@ impl Scenario for Filesystem {
         let was = suite.view(&before);
         Tree::make(&was.guest).await?;
         let tree = Tree::change(&was.guest).await?;
-        let none_yet: Counts = was.guest.call("load.start", json!({})).await?;
-        none_yet.grow(&was.guest).await?;
+        let _none_yet: Counts = was.guest.call("load.start", json!({})).await?;
         let boot_id = was.agent.boot_id().await?;
         let identity = Identity::of(&was).await?;
-        let counts = Counts::of(&was.guest).await?;
+        let counts = Counts::under_way(&was.guest).await?;
 
         at("pausing");
         suite.api.pause_files(&before.id).await?;

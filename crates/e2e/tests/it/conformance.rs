@@ -62,10 +62,12 @@ fn only_what_was_asked_for_is_looked_at_and_decides_the_exit_code() {
     let good = run(&["--only", "pause-of-paused", "connect-to-killed"]);
     let table = String::from_utf8_lossy(&good.stdout);
     assert!(good.status.success(), "{table}");
-    assert_eq!(
-        table.matches(" pass ").count(),
-        3,
-        "two rows and the sum: {table}"
+    assert!(
+        table.contains(
+            "
+2 pass, 0 FAIL, 0 not supported"
+        ),
+        "{table}"
     );
     let unknown = run(&["--only", "no-such-row"]);
     assert!(!unknown.status.success());
