@@ -43,7 +43,7 @@ tell = "echo $(basename $0) $(id -un) $SANDBASE_HOOK $E2B_SANDBOX_ID >> /told"
 hook("pre-pause", "20-two", tell)
 hook("pre-pause", "10-one", tell)
 hook("post-resume", "10-back", tell)
-hook("post-fork", "10-never", tell)
+hook("post-fork", "10-fork", tell)
 here = sandbox.sandbox_id
 sleeper = sandbox.commands.run("sleep 100000", background=True, timeout=0)
 
@@ -91,6 +91,17 @@ else:
     ], seen
     unhook("pre-pause", "15-bad")
     unhook("pre-pause", "30-hangs")
+
+# A fork saves the source and goes on with it; the hooks of a clone know whose they are.
+[fork] = sandbox.fork(timeout=60, count=1)
+seen = fork.commands.run("cat /told", user="root").stdout.splitlines()
+assert seen == [
+    f"10-one root pre-pause {here}",
+    f"20-two root pre-pause {here}",
+    f"10-fork root post-fork {fork.sandbox_id}",
+], seen
+assert fork.kill()
+assert (seen := told())[-1] == f"10-back root post-resume {here}", seen
 
 hook("post-resume", "20-bad", "exit 1")
 pause_and_connect()
