@@ -76,6 +76,21 @@ async fn try_from_guest(host: &Host, id: &engine::ExecutionId, address: &str, po
     host.run(id, &code).await
 }
 
+/// Which of these a guest can connect to. All at once: a denial may be three seconds of silence.
+async fn reached_of(host: &Host, id: &engine::ExecutionId, targets: &[(String, u16)]) -> Value {
+    let targets = serde_json::to_string(targets).unwrap();
+    let code = format!(
+        "import concurrent.futures\n\
+         def probe(target):\n    \
+             try:\n        socket.create_connection(tuple(target), 3).close(); return True\n    \
+             except OSError: return False\n\
+         targets = json.loads('{targets}')\n\
+         with concurrent.futures.ThreadPoolExecutor(64) as pool:\n    \
+             r = [target for target, reached in zip(targets, pool.map(probe, targets)) if reached]"
+    );
+    host.run(id, &code).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn guests_reach_the_internet_but_neither_host_nor_neighbour() {
     let host = Host::new();
@@ -122,14 +137,10 @@ async fn guests_reach_the_internet_but_neither_host_nor_neighbour() {
         denied.push((text.join("."), 9000));
     }
     assert!(denied.len() >= 10, "{denied:?}");
-    for (address, port) in denied {
-        let result = try_from_guest(&host, &spec.id, &address, port).await;
-        assert_ne!(
-            result,
-            json!("connected"),
-            "{address}:{port} can be reached"
-        );
-    }
+    // One that can be reached shows that the others are looked at.
+    denied.push((PUBLIC.to_owned(), 7000));
+    let reached = reached_of(&host, &spec.id, &denied).await;
+    assert_eq!(reached, json!([[PUBLIC, 7000]]));
     // The denied listener works: the host itself reaches it.
     std::net::TcpStream::connect((HOST_SIDE, port)).unwrap();
     host.answers(&neighbour.id).await;
