@@ -1,5 +1,6 @@
 """leave_running.py create: makes a sandbox with a counting process and prints its id.
-leave_running.py check ID: the process has gone on counting; kills the sandbox."""
+leave_running.py check ID STATE: it is in this state; connected to, the same process goes on counting.
+Kills the sandbox."""
 
 import sys
 import time
@@ -14,6 +15,8 @@ if sys.argv[1] == "create":
         time.sleep(0.05)
     print(sandbox.sandbox_id)
 else:
+    info = Sandbox.get_info(sys.argv[2])
+    assert info.state.value == sys.argv[3], info
     sandbox = Sandbox.connect(sys.argv[2], timeout=600)
     before = int(sandbox.files.read("count"))
     deadline = time.time() + 10

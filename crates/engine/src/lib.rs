@@ -105,6 +105,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes everything written to the execution's disk durable (syncfs).
     async fn sync_disk(&self, id: &ExecutionId) -> Result<(), EngineError>;
 
+    /// Lets the host forget what it caches of large files on the execution's disk, which goes on
+    /// running. Unmounting a disk takes the longer the more of it is cached: this does that work
+    /// while the guest does not stand still yet.
+    async fn forget_cached_files(&self, _id: &ExecutionId) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Ends an execution and removes all it held on the host except its disk. Works from every
     /// state, half-started ones included; an unknown id is success.
     async fn destroy(&self, id: &ExecutionId) -> Result<(), EngineError>;

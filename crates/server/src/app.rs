@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{ApiKey, HttpState};
-use crate::config::Config;
+use crate::config::{Config, OnShutdown};
 use crate::db::Db;
 use crate::history::{self, History};
 use crate::listener;
@@ -24,7 +24,7 @@ use crate::template::{self, BaseOptions, Templates};
 
 /// How long transitions in flight may take to end when the server is told to stop. Whatever does
 /// not end in this time is finished or undone at the next start.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(80);
 
 /// Serves until SIGTERM or SIGINT. Running sandboxes go on running without the server and are
 /// taken over by the next one.
@@ -76,10 +76,19 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tasks.spawn(recording);
     let serving = tokio::spawn(listener::serve(listeners, state, shutdown.clone()));
     wait_for_signal().await?;
-    tracing::info!("stopping; running sandboxes go on without the server");
+    let on_shutdown = config.sandbox.on_shutdown;
+    match on_shutdown {
+        OnShutdown::Leave => tracing::info!("stopping; running sandboxes go on without the server"),
+        OnShutdown::Pause => tracing::info!("stopping; running sandboxes are paused first"),
+    }
     shutdown.cancel();
     requests.close();
-    let settled = async { tokio::join!(sandboxes.settle(), requests.wait()) };
+    let settled = async {
+        tokio::join!(sandboxes.settle(), requests.wait());
+        if on_shutdown == OnShutdown::Pause {
+            sandboxes.pause_all().await;
+        }
+    };
     if tokio::time::timeout(SHUTDOWN_LIMIT, settled).await.is_err() {
         tracing::warn!("a transition did not end in time; the next start finishes or undoes it");
     }

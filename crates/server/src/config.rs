@@ -86,10 +86,22 @@ pub struct SandboxConfig {
     pub hook_seconds: u64,
     /// How long all hooks of one kind may take.
     pub hooks_seconds: u64,
+    /// What an orderly stop of the server does with running sandboxes.
+    pub on_shutdown: OnShutdown,
     /// Whether a sandbox whose memory image cannot be used is booted from its disk, or stays paused.
     pub boot_without_memory: bool,
     /// Space that stays free on the data directory's file system.
     pub free_space_reserve_mib: u64,
+}
+
+/// What an orderly stop of the server does with running sandboxes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnShutdown {
+    /// They run on and the next server takes them over: a restart is not noticed.
+    Leave,
+    /// They are paused with their memory: right where the host goes down as well.
+    Pause,
 }
 
 impl Default for Config {
@@ -134,6 +146,7 @@ impl Default for SandboxConfig {
             pre_pause_hook_failure: HookFailure::Ignore,
             hook_seconds: 10,
             hooks_seconds: 20,
+            on_shutdown: OnShutdown::Leave,
             boot_without_memory: true,
             free_space_reserve_mib: 512,
         }

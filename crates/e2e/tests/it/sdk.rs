@@ -73,6 +73,17 @@ fn an_orderly_stop_leaves_running_sandboxes_to_the_next_server() {
     let id = server.run("leave_running.py", &["create"]);
     server.stop();
     server.restart();
-    server.run("leave_running.py", &["check", id.trim()]);
+    server.run("leave_running.py", &["check", id.trim(), "running"]);
+    server.assert_nothing_left();
+}
+
+#[test]
+fn an_orderly_stop_pauses_running_sandboxes_where_that_is_wanted() {
+    let mut server = Server::start("[sandbox]\non_shutdown = \"pause\"");
+    let id = server.run("leave_running.py", &["create"]);
+    server.stop();
+    server.assert_nothing_runs();
+    server.restart();
+    server.run("leave_running.py", &["check", id.trim(), "paused"]);
     server.assert_nothing_left();
 }

@@ -224,6 +224,14 @@ impl Server {
         self.wait_for_nothing_left(Serving::Yes);
     }
 
+    /// After a stop: no process, mount, namespace or anything else of an execution is there.
+    pub(crate) fn assert_nothing_runs(&self) {
+        let stored = |entry: &String| Path::new(entry).starts_with(self.data_dir());
+        let mut left = leftovers(&self.data_dir(), Serving::No);
+        left.retain(|entry| !stored(entry));
+        assert!(left.is_empty(), "{left:#?}\n{}", self.log());
+    }
+
     fn wait_for_nothing_left(&self, serving: Serving) {
         let data_dir = self.data_dir();
         let started = Instant::now();

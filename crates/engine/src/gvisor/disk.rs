@@ -6,10 +6,12 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
+
+use rustix::fs::{Advice, fadvise};
 
 use super::mounts::{self, Access};
 use super::paths::ExecutionDir;
@@ -17,6 +19,8 @@ use super::{failed, loopdev};
 use crate::EngineError;
 
 const IMAGE: &str = "disk.img";
+/// Smaller files are not worth a system call each.
+const WORTH_FORGETTING: u64 = 1 << 20;
 /// The upper directory of the overlay, on a disk.
 const UPPER: &str = "upper";
 /// Below this the journal would take most of the disk.
@@ -151,6 +155,37 @@ pub(super) fn keep_tmp_on_disk(rootfs: &Path) -> io::Result<()> {
         match File::create_new(tmp.join(crate::TMP_MARK)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Drops what the host caches of large files on a mounted disk, after writing it back. Files that the
+/// guest removes meanwhile are no matter.
+pub(super) fn forget_cached_files(disk_mount: &Path) -> io::Result<()> {
+    mounts::sync_filesystem(disk_mount)?;
+    let mut pending = vec![disk_mount.join(UPPER)];
+    while let Some(directory) = pending.pop() {
+        let Ok(entries) = std::fs::read_dir(&directory) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.is_dir() {
+                pending.push(entry.path());
+            } else if metadata.is_file() && metadata.len() >= WORTH_FORGETTING {
+                // The guest may put anything else in its place meanwhile: follow no link, wait for no
+                // pipe.
+                let opened = std::fs::OpenOptions::new()
+                    .read(true)
+                    .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+                    .open(entry.path());
+                if let Ok(file) = opened {
+                    let _ = fadvise(&file, 0, None, Advice::DontNeed);
+                }
+            }
         }
     }
     Ok(())

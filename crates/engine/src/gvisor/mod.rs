@@ -245,6 +245,13 @@ impl Engine for Gvisor {
         blocking(move || mounts::sync_filesystem(&mount).map_err(failed(step))).await
     }
 
+    async fn forget_cached_files(&self, id: &ExecutionId) -> Result<(), EngineError> {
+        self.require(id)?;
+        let mount = self.paths.execution(id).disk_mount();
+        let step = format!("forget cached files of {id}");
+        blocking(move || disk::forget_cached_files(&mount).map_err(failed(step))).await
+    }
+
     async fn destroy(&self, id: &ExecutionId) -> Result<(), EngineError> {
         self.destroy_execution(id).await
     }

@@ -50,6 +50,9 @@ pub(super) async fn save(
         mode: PauseMode::Full,
         require_healthy_guest: false,
     };
+    if let Err(error) = context.engine.forget_cached_files(&execution).await {
+        tracing::debug!(sandbox.id = %record.id, %error, "the snapshot will take longer");
+    }
     let target = PauseTarget::Memory { image };
     pause(context, record, execution, target, request).await
 }

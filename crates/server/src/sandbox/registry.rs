@@ -26,6 +26,8 @@ use crate::template::Templates;
 
 /// After an auto-resume a sandbox runs at least this long.
 const AUTO_RESUME_AT_LEAST: Duration = Duration::from_secs(300);
+/// Pauses at once when all are paused: they share one disk.
+const PAUSES_AT_ONCE: usize = 4;
 /// How long traffic waits for a sandbox that is being snapshotted or rolled back.
 const BUSY_LIMIT: Duration = Duration::from_secs(60);
 /// Forks started at once: each is a restore, and more than the host has processors gain nothing.
@@ -424,6 +426,23 @@ impl Sandboxes {
     /// Pauses it and returns when the saved state is durable.
     pub async fn pause(&self, id: &SandboxId, request: PauseRequest) -> Result<(), SandboxError> {
         self.ask(id, Request::Pause(request)).await.map(drop)
+    }
+
+    /// Pauses every running sandbox. One whose pause fails goes on running, which is logged.
+    pub async fn pause_all(&self) {
+        let running = self.list().into_iter();
+        let running = running.filter(|view| view.state == PublicState::Running);
+        let request = PauseRequest {
+            mode: super::PauseMode::Full,
+            require_healthy_guest: false,
+        };
+        futures_util::stream::iter(running)
+            .for_each_concurrent(PAUSES_AT_ONCE, async |view| {
+                if let Err(error) = self.pause(&view.id, request).await {
+                    tracing::warn!(sandbox.id = %view.id, %error, "a sandbox was not paused");
+                }
+            })
+            .await;
     }
 
     /// Ends it and deletes all it has, from any state.
