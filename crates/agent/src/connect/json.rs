@@ -16,6 +16,13 @@ where
 
 /// A number, a decimal string, or `null` for zero.
 pub(crate) fn lenient_u32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    Ok(optional_u32(deserializer)?.unwrap_or_default())
+}
+
+/// A number, a decimal string, or `null` for none.
+pub(crate) fn optional_u32<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u32>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Lenient {
@@ -24,9 +31,9 @@ pub(crate) fn lenient_u32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         Null,
     }
     match Lenient::deserialize(deserializer)? {
-        Lenient::Number(number) => Ok(number),
-        Lenient::Text(text) => text.parse().map_err(D::Error::custom),
-        Lenient::Null => Ok(0),
+        Lenient::Number(number) => Ok(Some(number)),
+        Lenient::Text(text) => text.parse().map(Some).map_err(D::Error::custom),
+        Lenient::Null => Ok(None),
     }
 }
 
@@ -56,19 +63,20 @@ pub(crate) mod base64_bytes {
         serializer.collect_str(&base64::display::Base64Display::new(bytes, &PLAIN))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    /// `null` means none.
+    pub(crate) fn optional<'de, D: Deserializer<'de>>(
         deserializer: D,
-    ) -> Result<Bytes, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    ) -> Result<Option<Bytes>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else {
+            return Ok(None);
+        };
         let engine = if text.contains(['-', '_']) {
             URL
         } else {
             PLAIN
         };
-        engine
-            .decode(text)
-            .map(Bytes::from)
-            .map_err(D::Error::custom)
+        let bytes = engine.decode(text).map_err(D::Error::custom)?;
+        Ok(Some(bytes.into()))
     }
 }
 

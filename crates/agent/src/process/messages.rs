@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::{Message, Oneof};
 use serde::{Deserialize, Serialize};
 
-use crate::connect::json::{base64_bytes, is_default, lenient_u32, null_default};
+use crate::connect::json::{base64_bytes, is_default, lenient_u32, null_default, optional_u32};
 
 #[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(default)]
@@ -114,32 +114,65 @@ pub(crate) struct SendInputRequest {
 }
 
 #[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default)]
+#[serde(from = "InputFields")]
 pub(crate) struct ProcessInput {
     #[prost(oneof = "Input", tags = "1, 2")]
-    #[serde(flatten)]
     pub(crate) input: Option<Input>,
 }
 
-#[derive(Clone, PartialEq, Oneof, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Oneof)]
 pub(crate) enum Input {
     #[prost(bytes = "bytes", tag = "1")]
-    Stdin(#[serde(with = "base64_bytes")] Bytes),
+    Stdin(Bytes),
     #[prost(bytes = "bytes", tag = "2")]
-    Pty(#[serde(with = "base64_bytes")] Bytes),
+    Pty(Bytes),
+}
+
+/// The members of a oneof as fields of their own. A flattened enum would take a malformed member for
+/// an absent one.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct InputFields {
+    #[serde(deserialize_with = "base64_bytes::optional")]
+    stdin: Option<Bytes>,
+    #[serde(deserialize_with = "base64_bytes::optional")]
+    pty: Option<Bytes>,
+}
+
+impl From<InputFields> for ProcessInput {
+    fn from(fields: InputFields) -> Self {
+        let stdin = fields.stdin.map(Input::Stdin);
+        let input = stdin.or_else(|| fields.pty.map(Input::Pty));
+        Self { input }
+    }
 }
 
 #[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default)]
+#[serde(from = "StreamInputFields")]
 pub(crate) struct StreamInputRequest {
     #[prost(oneof = "StreamInput", tags = "1, 2, 3")]
-    #[serde(flatten)]
     pub(crate) event: Option<StreamInput>,
 }
 
-#[derive(Clone, PartialEq, Oneof, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct StreamInputFields {
+    start: Option<StreamInputStart>,
+    data: Option<StreamInputData>,
+    keepalive: Option<Nothing>,
+}
+
+impl From<StreamInputFields> for StreamInputRequest {
+    fn from(fields: StreamInputFields) -> Self {
+        let start = fields.start.map(StreamInput::Start);
+        let event = start
+            .or_else(|| fields.data.map(StreamInput::Data))
+            .or_else(|| fields.keepalive.map(StreamInput::Keepalive));
+        Self { event }
+    }
+}
+
+#[derive(Clone, PartialEq, Oneof)]
 pub(crate) enum StreamInput {
     #[prost(message, tag = "1")]
     Start(StreamInputStart),
@@ -182,18 +215,32 @@ pub(crate) struct CloseStdinRequest {
 }
 
 #[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default)]
+#[serde(from = "SelectorFields")]
 pub(crate) struct ProcessSelector {
     #[prost(oneof = "Selector", tags = "1, 2")]
-    #[serde(flatten)]
     pub(crate) selector: Option<Selector>,
 }
 
-#[derive(Clone, PartialEq, Oneof, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct SelectorFields {
+    #[serde(deserialize_with = "optional_u32")]
+    pid: Option<u32>,
+    tag: Option<String>,
+}
+
+impl From<SelectorFields> for ProcessSelector {
+    fn from(fields: SelectorFields) -> Self {
+        let pid = fields.pid.map(Selector::Pid);
+        let selector = pid.or_else(|| fields.tag.map(Selector::Tag));
+        Self { selector }
+    }
+}
+
+#[derive(Clone, PartialEq, Oneof)]
 pub(crate) enum Selector {
     #[prost(uint32, tag = "1")]
-    Pid(#[serde(deserialize_with = "lenient_u32")] u32),
+    Pid(u32),
     #[prost(string, tag = "2")]
     Tag(String),
 }
@@ -327,6 +374,27 @@ mod tests {
             request.input.unwrap().input,
             Some(Input::Stdin(Bytes::from_static(b"hi")))
         );
+    }
+
+    #[test]
+    fn malformed_members_are_errors_and_not_absent() {
+        for text in [
+            r#"{"process":{"pid":1},"input":{"stdin":"*"}}"#,
+            r#"{"process":{"pid":1},"input":{"pty":7}}"#,
+            r#"{"process":{"pid":-1}}"#,
+            r#"{"process":{"tag":[]}}"#,
+        ] {
+            let read = serde_json::from_str::<SendInputRequest>(text);
+            assert!(read.is_err(), "{text}: {read:?}");
+        }
+        let text = r#"{"process":{"pid":null,"tag":"t"},"input":{"stdin":null,"pty":"aGk="}}"#;
+        let request: SendInputRequest = serde_json::from_str(text).unwrap();
+        let tag = Some(Selector::Tag("t".to_owned()));
+        assert_eq!(request.process.unwrap().selector, tag);
+        let input = Some(Input::Pty(Bytes::from_static(b"hi")));
+        assert_eq!(request.input.unwrap().input, input);
+        let request: StreamInputRequest = serde_json::from_str(r#"{"keepalive":{}}"#).unwrap();
+        assert_eq!(request.event, Some(StreamInput::Keepalive(Nothing {})));
     }
 
     #[test]
