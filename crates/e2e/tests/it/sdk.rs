@@ -87,3 +87,10 @@ fn an_orderly_stop_pauses_running_sandboxes_where_that_is_wanted() {
     server.run("leave_running.py", &["check", id.trim(), "paused"]);
     server.assert_nothing_left();
 }
+
+#[test]
+fn bulk_and_nonsense_are_answered_and_the_agent_lives() {
+    let server = Server::start(SMALL);
+    server.run("agent.py", &[]);
+    server.assert_nothing_left();
+}
