@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 use rustix::io::Errno;
+use tokio::task::JoinHandle;
 
 use super::{attributes, directories};
 use crate::server::Failed;
@@ -26,9 +27,13 @@ pub(crate) struct Target {
     file: Arc<File>,
     path: String,
     buffer: Vec<u8>,
+    /// The write under way; its buffer comes back to be filled again.
+    writing: Option<Writing>,
     /// Length of the request, for the message when the disk is full.
     announced: Option<u64>,
 }
+
+type Writing = JoinHandle<Result<Vec<u8>, Failed>>;
 
 impl Target {
     /// Opens the file, making its directories. It belongs to `user` afterwards, also if it was
@@ -45,6 +50,7 @@ impl Target {
                 file: Arc::new(file),
                 path,
                 buffer: Vec::new(),
+                writing: None,
                 announced,
             })
         })
@@ -60,24 +66,35 @@ impl Target {
         Ok(())
     }
 
+    /// Begins to write what was collected. One write at a time: while it goes on, more arrives.
     async fn flush(&mut self) -> Result<(), Failed> {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let buffer = std::mem::take(&mut self.buffer);
+        let free = self.written().await?;
+        let buffer = std::mem::replace(&mut self.buffer, free);
         let file = Arc::clone(&self.file);
         let path = self.path.clone();
         let announced = self.announced;
-        self.buffer = blocking(move || {
+        self.writing = Some(tokio::task::spawn_blocking(move || {
             (&*file)
                 .write_all(&buffer)
                 .map_err(|error| write_error(&path, announced, &error))?;
             let mut buffer = buffer;
             buffer.clear();
             Ok(buffer)
-        })
-        .await?;
+        }));
         Ok(())
+    }
+
+    /// Waits for the write under way and returns its empty buffer.
+    async fn written(&mut self) -> Result<Vec<u8>, Failed> {
+        match self.writing.take() {
+            Some(writing) => writing
+                .await
+                .map_err(|error| Failed::internal(error.to_string()))?,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Writes what is left and the metadata, which replaces what the file had before; returns what
@@ -87,6 +104,7 @@ impl Target {
         metadata: BTreeMap<String, String>,
     ) -> Result<BTreeMap<String, String>, Failed> {
         self.flush().await?;
+        self.written().await?;
         blocking(move || {
             attributes::replace(&*self.file, &metadata).map_err(|error| {
                 let full = is_full(&error);
