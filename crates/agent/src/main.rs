@@ -22,6 +22,8 @@ mod descriptor;
 mod envd;
 mod files;
 mod filesystem;
+#[cfg(test)]
+mod fuzz;
 mod host;
 mod log;
 mod metrics;

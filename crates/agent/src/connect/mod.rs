@@ -15,5 +15,7 @@ pub(crate) mod json;
 pub(crate) use call::{
     Caller, Frames, Messages, blocking, client_stream, refuse, server_stream, unary, unary_body,
 };
+#[cfg(test)]
+pub(crate) use codec::take_envelope;
 pub(crate) use codec::{Codec, Format, end_of_stream};
 pub(crate) use error::{Code, RpcError};

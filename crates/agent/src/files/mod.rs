@@ -16,4 +16,8 @@ mod upload_body;
 
 pub(crate) use compose::compose;
 pub(crate) use download::download;
+#[cfg(test)]
+pub(crate) use multipart::{Multipart, boundary};
 pub(crate) use upload::upload;
+#[cfg(test)]
+pub(crate) use upload_body::UploadBody;

@@ -3,7 +3,10 @@
 //! Written by hand because of the file name: E2B's clients put a whole path there, which has to
 //! stay as it is, neither cut to its last component nor percent-decoded.
 
+use std::fmt::Display;
+
 use bytes::{Buf, Bytes, BytesMut};
+use hyper::body::{Body, Incoming};
 use memchr::memmem::Finder;
 
 use super::upload_body::UploadBody;
@@ -20,8 +23,8 @@ pub(crate) struct Part {
 }
 
 /// A multipart body, read part by part.
-pub(crate) struct Multipart<'a> {
-    body: UploadBody<'a>,
+pub(crate) struct Multipart<'a, B = Incoming> {
+    body: UploadBody<'a, B>,
     buffer: BytesMut,
     /// `\r\n--boundary`.
     delimiter: Finder<'static>,
@@ -38,9 +41,13 @@ enum Position {
     End,
 }
 
-impl<'a> Multipart<'a> {
+impl<'a, B> Multipart<'a, B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
     /// Starts before the first part.
-    pub(crate) fn new(body: UploadBody<'a>, boundary: &str) -> Self {
+    pub(crate) fn new(body: UploadBody<'a, B>, boundary: &str) -> Self {
         let delimiter = Finder::new(&format!("\r\n--{boundary}")).into_owned();
         // The first delimiter may come without the line break that belongs to the others.
         Self {

@@ -1,5 +1,6 @@
 //! The body of an upload: decompressed, and given up when the client falls silent.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use bytes::{Buf, Bytes};
 use flate2::write::MultiGzDecoder;
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 
 use crate::server::Failed;
 
@@ -19,15 +20,19 @@ const DISCARD_LIMIT: Duration = Duration::from_secs(10);
 const COMPRESSED_STEP: usize = 4 * 1024;
 
 /// Plain bytes of a request.
-pub(crate) struct UploadBody<'a> {
-    incoming: &'a mut Incoming,
+pub(crate) struct UploadBody<'a, B = Incoming> {
+    incoming: &'a mut B,
     decoder: Option<MultiGzDecoder<Vec<u8>>>,
     compressed: Bytes,
 }
 
-impl<'a> UploadBody<'a> {
+impl<'a, B> UploadBody<'a, B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
     /// Takes the body of a request with these headers.
-    pub(crate) fn new(headers: &HeaderMap, incoming: &'a mut Incoming) -> Result<Self, Failed> {
+    pub(crate) fn new(headers: &HeaderMap, incoming: &'a mut B) -> Result<Self, Failed> {
         let encoding = headers.get(header::CONTENT_ENCODING);
         let encoding = encoding.map_or(&b""[..], |value| value.as_bytes().trim_ascii());
         let decoder = match encoding.to_ascii_lowercase().as_slice() {

@@ -347,6 +347,16 @@ fn signal_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<i3
     })
 }
 
+/// Reads a payload as every request there is, for random input.
+#[cfg(test)]
+pub(crate) fn fuzzed_requests(codec: crate::connect::Codec, payload: &[u8]) -> String {
+    let start = codec.decode::<StartRequest>(payload);
+    let input = codec.decode::<SendInputRequest>(payload);
+    let stream = codec.decode::<StreamInputRequest>(payload);
+    let signal = codec.decode::<SendSignalRequest>(payload);
+    format!("{start:?} {input:?} {stream:?} {signal:?}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

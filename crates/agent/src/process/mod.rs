@@ -19,6 +19,8 @@ mod table;
 pub(crate) use exit::ExitStatus;
 pub(crate) use guard::guard_memory;
 pub(crate) use limits::raise_open_files;
+#[cfg(test)]
+pub(crate) use messages::fuzzed_requests;
 pub(crate) use pipes::read_now;
 pub(crate) use spawn::Program;
 pub(crate) use table::Processes;
