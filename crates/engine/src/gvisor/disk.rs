@@ -105,9 +105,21 @@ pub(super) fn mount_sealed(
         let target = directory.sealed_mount(position);
         std::fs::create_dir(&target)?;
         mounts::mount_disk(&image(disk), &target, Access::Sealed)?;
-        layers.push(target.join(UPPER));
+        let upper = target.join(UPPER);
+        check_directory(&upper)?;
+        layers.push(upper);
     }
     Ok(layers)
+}
+
+/// A disk may come from somebody else, and a link in the place of a directory of ours would bring a
+/// directory of the host into the guest.
+fn check_directory(path: &Path) -> io::Result<()> {
+    if path.symlink_metadata()?.is_dir() {
+        return Ok(());
+    }
+    let problem = format!("{} is no directory", path.display());
+    Err(io::Error::new(io::ErrorKind::NotADirectory, problem))
 }
 
 /// Mounts a disk at `disk_mount` and the overlay of `layers` and the disk at `rootfs`. On failure
@@ -123,8 +135,11 @@ pub(super) fn mount_rootfs(
         .ok_or_else(|| io::Error::other("no layer to put the disk on"))?;
     mounts::mount_disk(&image(disk), disk_mount, Access::ReadWrite)?;
     let (upper, work) = (disk_mount.join(UPPER), disk_mount.join("work"));
-    if !upper.exists() {
+    if upper.symlink_metadata().is_err() {
         prepare(&top.metadata()?, &upper, &work)?;
+    }
+    for directory in [&upper, &work] {
+        check_directory(directory)?;
     }
     mounts::mount_overlay(layers, &upper, &work, rootfs)
 }
@@ -242,4 +257,20 @@ fn change_time(metadata: &Metadata) -> SystemTime {
         return SystemTime::UNIX_EPOCH;
     }
     SystemTime::UNIX_EPOCH + seconds + nanoseconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_in_the_place_of_a_directory_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (upper, link) = (folder.path().join("upper"), folder.path().join("link"));
+        std::fs::create_dir(&upper).unwrap();
+        std::os::unix::fs::symlink("/", &link).unwrap();
+        check_directory(&upper).unwrap();
+        check_directory(&link).unwrap_err();
+        check_directory(&folder.path().join("nothing")).unwrap_err();
+    }
 }

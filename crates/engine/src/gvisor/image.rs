@@ -66,6 +66,8 @@ impl ImageRecord {
                 record.build.0, record.version, build.0
             )));
         }
+        super::spec::check_saved(&record.oci_spec)
+            .map_err(|problem| refuse(format!("its specification is not ours: {problem}")))?;
         Ok(record)
     }
 }

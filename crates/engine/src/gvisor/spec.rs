@@ -95,6 +95,53 @@ pub(super) fn for_restore(
     saved
 }
 
+/// Refuses a specification that no boot of ours could have made and that would reach the host: images
+/// may come from somebody else, and what runsc mounts and runs for a guest, it does as root.
+pub(super) fn check_saved(saved: &Value) -> Result<(), String> {
+    const WHOLE: &[&str] = &[
+        "ociVersion",
+        "process",
+        "root",
+        "mounts",
+        "linux",
+        "hostname",
+    ];
+    const LINUX: &[&str] = &[
+        "maskedPaths",
+        "readonlyPaths",
+        "cgroupsPath",
+        "namespaces",
+        "resources",
+    ];
+    const MOUNT: &[&str] = &["destination", "type", "source", "options"];
+    /// File systems of the guest's own kernel.
+    const INTERNAL: &[&str] = &["proc", "tmpfs", "devpts", "sysfs"];
+    only(saved, WHOLE)?;
+    only(&saved["linux"], LINUX)?;
+    for mount in saved["mounts"].as_array().ok_or("it has no mounts")? {
+        only(mount, MOUNT)?;
+        let internal = mount["type"]
+            .as_str()
+            .is_some_and(|kind| INTERNAL.contains(&kind));
+        let binds = mount["options"].as_array().is_some_and(|options| {
+            let binds = |option: &Value| option == "bind" || option == "rbind";
+            options.iter().any(binds)
+        });
+        if !internal || binds {
+            return Err(format!("it mounts {mount}"));
+        }
+    }
+    Ok(())
+}
+
+fn only(value: &Value, known: &[&str]) -> Result<(), String> {
+    let fields = value.as_object().ok_or("a part of it is no object")?;
+    match fields.keys().find(|key| !known.contains(&key.as_str())) {
+        Some(unknown) => Err(format!("it has the field {unknown}")),
+        None => Ok(()),
+    }
+}
+
 /// Sets where this one execution runs and what it may use.
 fn place(
     oci: &mut Value,
@@ -129,4 +176,63 @@ fn place(
 /// What the engine itself may need beside the guest's memory.
 fn headroom(memory_bytes: u64, config: &Config) -> u64 {
     config.memory_headroom_bytes.max(memory_bytes / 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{BuildId, ExecutionId, Limits, NetworkPolicy};
+
+    fn booted() -> Value {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::new(folder.path(), "/nowhere/runsc");
+        let paths = Paths::new(&config).unwrap();
+        let spec = ExecutionSpec {
+            id: ExecutionId::random(),
+            build: BuildId("b".to_owned()),
+            layers: Vec::new(),
+            sealed: Vec::new(),
+            disk: Path::new("/disk").to_owned(),
+            hostname: "h".to_owned(),
+            limits: Limits {
+                cpu_milli: 1000,
+                memory_bytes: 1 << 28,
+                disk_bytes: 1 << 28,
+                pids: 100,
+            },
+            network: NetworkPolicy::Closed,
+        };
+        let directory = paths.execution(&spec.id);
+        for_boot(&spec, &directory, &paths, &config, "n")
+    }
+
+    #[test]
+    fn what_a_boot_makes_may_be_restored() {
+        check_saved(&booted()).unwrap();
+    }
+
+    #[test]
+    fn what_would_reach_the_host_may_not() {
+        let bind = json!({ "destination": "/host", "type": "bind", "source": "/" });
+        let option = json!({ "destination": "/host", "type": "tmpfs", "source": "/",
+                             "options": ["rbind"] });
+        let hooks = json!({ "prestart": [{ "path": "/bin/sh" }] });
+        for (part, field, value) in [
+            ("", "hooks", hooks),
+            ("", "annotations", json!({})),
+            ("", "mounts", Value::Null),
+            ("/linux", "devices", json!([])),
+            ("/mounts/0", "type", bind["type"].clone()),
+            ("/mounts/0", "options", option["options"].clone()),
+            ("", "mounts", json!([bind])),
+            ("", "mounts", json!([option])),
+        ] {
+            let mut oci = booted();
+            oci.pointer_mut(part).unwrap()[field] = value;
+            assert!(check_saved(&oci).is_err(), "{part} {field}");
+        }
+        assert!(check_saved(&Value::Null).is_err());
+    }
 }
