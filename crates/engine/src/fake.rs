@@ -11,7 +11,7 @@ mod guest;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::{
     BuildId, Engine, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus,
-    ExitReason, Found, StartError, StartFrom, Usage,
+    ExitReason, Found, KeptBuild, StartError, StartFrom, Usage,
 };
 pub use guest::DISK_FILE;
 use guest::FakeGuest;
@@ -30,6 +30,8 @@ use guest::FakeGuest;
 /// An engine call at which a failure can be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Call {
+    /// `keep_build`.
+    KeepBuild,
     /// `create_disk` and `copy_disk`.
     MakeDisk,
     /// `start`, before the guest ran.
@@ -64,6 +66,8 @@ pub struct FakeHost {
     used_images: Mutex<HashSet<Vec<u8>>>,
     violations: Mutex<Vec<String>>,
     services: Mutex<BTreeMap<u16, SocketAddr>>,
+    build: Mutex<Option<BuildId>>,
+    kept_builds: Mutex<BTreeMap<BuildId, PathBuf>>,
 }
 
 impl FakeHost {
@@ -114,6 +118,18 @@ impl FakeHost {
     /// From now on `port` of every guest leads to `address` instead of the guest's own server.
     pub fn serve(&self, port: u16, address: SocketAddr) {
         lock(&self.services).insert(port, address);
+    }
+
+    /// Engines opened on this host from now on are of this build, whose files are at `files`.
+    pub fn install(&self, build: &str, files: &Path) {
+        let build = BuildId(build.to_owned());
+        lock(&self.kept_builds).insert(build.clone(), files.to_owned());
+        *lock(&self.build) = Some(build);
+    }
+
+    /// Builds that are kept beside those of [`install`](Self::install).
+    pub fn kept_builds(&self) -> Vec<BuildId> {
+        lock(&self.kept_builds).keys().cloned().collect()
     }
 
     /// Undoes [`serve`](Self::serve).
@@ -168,7 +184,9 @@ impl Fake {
         let build = EngineBuild {
             engine: "fake".to_owned(),
             version: "1".to_owned(),
-            id: BuildId("fake-build".to_owned()),
+            id: lock(&host.build)
+                .clone()
+                .unwrap_or_else(|| BuildId("fake-build".to_owned())),
         };
         Self { host, build }
     }
@@ -201,7 +219,26 @@ impl Engine for Fake {
     }
 
     fn has_build(&self, build: &BuildId) -> bool {
-        *build == self.build.id
+        *build == self.build.id || lock(&self.host.kept_builds).contains_key(build)
+    }
+
+    fn kept_build(&self, build: &BuildId) -> Option<KeptBuild> {
+        self.has_build(build).then(|| KeptBuild {
+            build: EngineBuild {
+                id: build.clone(),
+                ..self.build.clone()
+            },
+            files: lock(&self.host.kept_builds).get(build).cloned(),
+        })
+    }
+
+    /// Remembers only the name: nothing reads the files again.
+    async fn keep_build(&self, build: &BuildId, from: &Path) -> Result<(), EngineError> {
+        if self.host.meet(Call::KeepBuild) || !from.is_dir() {
+            return Err(injected("keep build"));
+        }
+        lock(&self.host.kept_builds).insert(build.clone(), from.to_owned());
+        Ok(())
     }
 
     async fn create_disk(&self, disk: &Path, _size_bytes: u64) -> Result<(), EngineError> {

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 pub use types::{
     BuildId, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus, ExitReason,
-    Found, Limits, NetworkPolicy, StartError, StartFrom, Usage,
+    Found, KeptBuild, Limits, NetworkPolicy, StartError, StartFrom, Usage,
 };
 
 /// Address of the guest's network interface, the same in every sandbox, so that a restored or
@@ -45,6 +45,13 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Whether a build that wrote an older image is still kept on this host.
     fn has_build(&self, build: &BuildId) -> bool;
+
+    /// A kept build and its files, to take it along to another host. `None` when it is not kept.
+    fn kept_build(&self, build: &BuildId) -> Option<KeptBuild>;
+
+    /// Keeps a build that was taken along: `from` holds what [`kept_build`](Engine::kept_build) named
+    /// there. Refused unless it is what its id says. A build that is kept already is success.
+    async fn keep_build(&self, build: &BuildId, from: &Path) -> Result<(), EngineError>;
 
     /// Makes an empty writable disk of `size_bytes` at the directory `disk`, which must not exist.
     /// The size is enforced: the guest gets ENOSPC and a true `df`.

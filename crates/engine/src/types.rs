@@ -51,7 +51,7 @@ impl fmt::Display for ExecutionId {
 
 /// BLAKE3 of an engine's program directory, in hex: images only restore with the build that wrote
 /// them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BuildId(pub String);
 
@@ -64,6 +64,15 @@ pub struct EngineBuild {
     pub version: String,
     /// Its identity.
     pub id: BuildId,
+}
+
+/// A kept build and where its files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBuild {
+    /// Which build.
+    pub build: EngineBuild,
+    /// The directory with its files; `None` for an engine without files of its own.
+    pub files: Option<PathBuf>,
 }
 
 /// What an execution may use at most.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::paths::Paths;
 use super::{Config, OpenError};
-use crate::{BuildId, EngineBuild};
+use crate::{BuildId, EngineBuild, EngineError};
 
 /// Programs that releases since 2026-07 expect beside `runsc`.
 const SIDECARS: &str = "gvisor-bin";
@@ -59,6 +59,29 @@ pub(super) fn keep(config: &Config, paths: &Paths) -> Result<EngineBuild, OpenEr
         copy(&files, paths, &id, &version).map_err(super::host_error("keep a copy of runsc"))?;
     }
     Ok(describe(paths, &id))
+}
+
+/// Keeps a build of another data directory, whose directory `from` is. What is there must hash to the
+/// very id it claims.
+pub(super) fn keep_given(paths: &Paths, id: &BuildId, from: &Path) -> Result<(), EngineError> {
+    let step = format!("keep the gvisor build {}", id.0);
+    if is_kept(paths, id) {
+        return Ok(());
+    }
+    let files = files_of(&from.join("runsc")).map_err(super::failed(step.clone()))?;
+    let found = hash(&files).map_err(super::failed(step.clone()))?;
+    if found != *id {
+        let detail = format!("its files are those of the build {}", found.0);
+        return Err(EngineError::Failed { step, detail });
+    }
+    // For people; it is no part of the hash.
+    let version = std::fs::read_to_string(from.join(VERSION)).unwrap_or_default();
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_+".contains(c);
+    let version = match version.len() {
+        1..=64 if version.chars().all(plain) => version,
+        _ => UNKNOWN.to_owned(),
+    };
+    copy(&files, paths, id, &version).map_err(super::failed(step))
 }
 
 /// The files of a build: name below its directory, and where it is now.
@@ -188,4 +211,35 @@ fn ask(runsc: &Path, arguments: &[&str]) -> Result<String, String> {
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_from_elsewhere_is_kept_when_it_is_what_it_claims() {
+        let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(there.path().join(SIDECARS)).unwrap();
+        std::fs::write(there.path().join("runsc"), "program").unwrap();
+        std::fs::write(there.path().join(SIDECARS).join("gofer"), "other").unwrap();
+        std::fs::write(there.path().join(VERSION), "release-20260701.0").unwrap();
+        let id = hash(&files_of(&there.path().join("runsc")).unwrap()).unwrap();
+        let paths = Paths::new(&Config::new(here.path(), "")).unwrap();
+        std::fs::create_dir(paths.engines()).unwrap();
+
+        for _ in 0..2 {
+            keep_given(&paths, &id, there.path()).unwrap();
+            assert!(is_kept(&paths, &id));
+            assert_eq!(describe(&paths, &id).version, "release-20260701.0");
+        }
+        let kept = files_of(&runsc(&paths, &id)).unwrap();
+        assert_eq!(hash(&kept).unwrap(), id);
+
+        let other = BuildId("0".repeat(ID_LENGTH));
+        keep_given(&paths, &other, there.path()).unwrap_err();
+        keep_given(&paths, &BuildId("../x".to_owned()), there.path()).unwrap_err();
+        let count = std::fs::read_dir(paths.engines()).unwrap().count();
+        assert_eq!(count, 1, "what is refused leaves nothing");
+    }
 }

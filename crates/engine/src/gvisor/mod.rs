@@ -57,7 +57,7 @@ pub use config::Config;
 
 use crate::{
     BuildId, Engine, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExitReason, Found,
-    StartError, StartFrom, Usage,
+    KeptBuild, StartError, StartFrom, Usage,
 };
 use execution::Live;
 use paths::Paths;
@@ -172,6 +172,18 @@ impl Engine for Gvisor {
 
     fn has_build(&self, build: &BuildId) -> bool {
         builds::is_kept(&self.paths, build)
+    }
+
+    fn kept_build(&self, build: &BuildId) -> Option<KeptBuild> {
+        builds::is_kept(&self.paths, build).then(|| KeptBuild {
+            build: builds::describe(&self.paths, build),
+            files: Some(self.paths.build(build)),
+        })
+    }
+
+    async fn keep_build(&self, build: &BuildId, from: &Path) -> Result<(), EngineError> {
+        let (paths, build, from) = (self.paths.clone(), build.clone(), from.to_owned());
+        blocking(move || builds::keep_given(&paths, &build, &from)).await
     }
 
     async fn create_disk(&self, disk: &Path, size_bytes: u64) -> Result<(), EngineError> {
