@@ -34,6 +34,8 @@ pub struct Config {
     pub template: TemplateConfig,
     /// See [`SandboxConfig`].
     pub sandbox: SandboxConfig,
+    /// See [`ImportConfig`].
+    pub import: ImportConfig,
 }
 
 /// The engine.
@@ -58,6 +60,14 @@ pub struct TemplateConfig {
     pub base_rootfs: Option<PathBuf>,
     /// The agent's binary; beside the server's when absent.
     pub agent: Option<PathBuf>,
+}
+
+/// Imports of snapshots.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImportConfig {
+    /// Whether engine builds are kept that come with an import. They run as root on this host.
+    pub engine_builds: bool,
 }
 
 /// Limits of sandboxes.
@@ -117,6 +127,7 @@ impl Default for Config {
             engine: EngineConfig::default(),
             template: TemplateConfig::default(),
             sandbox: SandboxConfig::default(),
+            import: ImportConfig::default(),
         }
     }
 }

@@ -12,3 +12,4 @@ mod random;
 pub mod sandbox;
 pub mod snapshots;
 pub mod template;
+pub mod transfer;

@@ -5,7 +5,7 @@ use rusqlite::{Connection, Transaction, params};
 use super::sandboxes::{nanoseconds, update};
 use super::{Db, DbError};
 use crate::sandbox::Record;
-use crate::snapshots::{Snapshot, SnapshotId};
+use crate::snapshots::{Snapshot, SnapshotId, SnapshotUse};
 
 impl Db {
     /// Commits a snapshot: its row and the next generation of its source, which stands on other
@@ -14,15 +14,42 @@ impl Db {
     pub async fn commit_snapshot(&self, record: Record, snapshot: Snapshot) -> Result<(), DbError> {
         self.run(move |connection| {
             let transaction = connection.transaction()?;
-            if let Some(name) = &snapshot.name {
-                transaction.execute(
-                    "UPDATE snapshots SET usage = 'deleting'
-                     WHERE name = ?1 AND tag = ?2 AND usage = 'listed'",
-                    params![name.name, name.tag],
-                )?;
-            }
+            release_name(&transaction, &snapshot)?;
             insert(&transaction, &snapshot)?;
             update(&transaction, &record)?;
+            Ok(transaction.commit()?)
+        })
+        .await
+    }
+
+    /// Writes the row of a snapshot that is about to get its files, as one that is to be removed: that
+    /// is what becomes of it after a crash.
+    pub async fn announce_snapshot(&self, snapshot: Snapshot) -> Result<(), DbError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            let announced = Snapshot {
+                usage: SnapshotUse::Deleting,
+                ..snapshot
+            };
+            insert(&transaction, &announced)?;
+            Ok(transaction.commit()?)
+        })
+        .await
+    }
+
+    /// Commits an announced snapshot: from now on callers see it. An older one of the same name and
+    /// tag is marked for deletion.
+    pub async fn list_snapshot(&self, snapshot: Snapshot) -> Result<(), DbError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            release_name(&transaction, &snapshot)?;
+            let listed = transaction.execute(
+                "UPDATE snapshots SET usage = 'listed' WHERE id = ?1 AND usage = 'deleting'",
+                [snapshot.id.as_str()],
+            )?;
+            if listed != 1 {
+                return Err(DbError::Outdated(snapshot.id.to_string()));
+            }
             Ok(transaction.commit()?)
         })
         .await
@@ -53,6 +80,18 @@ impl Db {
     pub async fn load_snapshots(&self) -> Result<Vec<Snapshot>, DbError> {
         self.run(|connection| load(connection)).await
     }
+}
+
+/// Marks what has the name of `snapshot` for deletion.
+fn release_name(transaction: &Transaction<'_>, snapshot: &Snapshot) -> Result<(), DbError> {
+    if let Some(name) = &snapshot.name {
+        transaction.execute(
+            "UPDATE snapshots SET usage = 'deleting'
+             WHERE name = ?1 AND tag = ?2 AND usage = 'listed'",
+            params![name.name, name.tag],
+        )?;
+    }
+    Ok(())
 }
 
 fn insert(transaction: &Transaction<'_>, snapshot: &Snapshot) -> Result<(), DbError> {

@@ -1,6 +1,6 @@
 //! What every driver and transition shares.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,17 +93,22 @@ impl Context {
     /// Refuses when the data directory's file system would have less than the reserve left after
     /// writing `bytes`.
     pub(super) fn check_free_space(&self, bytes: u64) -> Result<(), String> {
-        let found = rustix::fs::statvfs(&self.data_dir).map_err(|error| error.to_string())?;
-        let free = found.f_bavail * found.f_frsize;
-        let needed = bytes.saturating_add(self.settings.free_space_reserve);
-        if free >= needed {
-            return Ok(());
-        }
-        Err(format!(
-            "{} MiB are free in {}, {} MiB are needed; free some space or move the data directory",
-            free >> 20,
-            self.data_dir.display(),
-            needed.div_ceil(1 << 20)
-        ))
+        check_free_space(&self.data_dir, self.settings.free_space_reserve, bytes)
     }
+}
+
+/// See [`Context::check_free_space`].
+pub(crate) fn check_free_space(data_dir: &Path, reserve: u64, bytes: u64) -> Result<(), String> {
+    let found = rustix::fs::statvfs(data_dir).map_err(|error| error.to_string())?;
+    let free = found.f_bavail * found.f_frsize;
+    let needed = bytes.saturating_add(reserve);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(format!(
+        "{} MiB are free in {}, {} MiB are needed; free some space or move the data directory",
+        free >> 20,
+        data_dir.display(),
+        needed.div_ceil(1 << 20)
+    ))
 }

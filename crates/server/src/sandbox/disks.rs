@@ -34,6 +34,16 @@ impl DiskId {
         Self(format!("d{}", crate::random::lowercase(20)))
     }
 
+    /// Reads a name back from a file of somebody else. `None` if it cannot be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let valid = text.len() == 21
+            && text.starts_with('d')
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        valid.then(|| Self(text.to_owned()))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

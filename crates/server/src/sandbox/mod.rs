@@ -38,6 +38,7 @@ mod view;
 
 use crate::snapshots::SnapshotId;
 pub use context::Settings;
+pub(crate) use context::check_free_space;
 pub(crate) use disks::remove_tree;
 pub use disks::{DiskFolder, DiskId, Disks};
 pub use error::SandboxError;
@@ -45,7 +46,7 @@ pub use faults::{Fault, Faults, Step};
 pub use hooks::{HookFailure, HookSettings};
 pub use id::SandboxId;
 pub use record::{Record, Run, SandboxSpec};
-pub use registry::{Connected, Parts, Sandboxes};
+pub use registry::{Connected, ExportError, Parts, Sandboxes};
 pub use view::{
     CreateRequest, Lifecycle, OnTimeout, PauseMode, PauseRequest, PublicState, ResumeFrom, Route,
     SandboxView, SnapshotRequest,

@@ -1,6 +1,6 @@
 //! All sandboxes by id, and the calls that others make about them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -23,6 +23,7 @@ use super::{
 use crate::db::{Db, DbError};
 use crate::snapshots::{Snapshot, SnapshotUse, Snapshots};
 use crate::template::Templates;
+use crate::transfer::{Exported, TransferError, Transfers, sweep_layers};
 
 /// After an auto-resume a sandbox runs at least this long.
 const AUTO_RESUME_AT_LEAST: Duration = Duration::from_secs(300);
@@ -66,6 +67,7 @@ pub struct Parts {
 pub struct Sandboxes {
     context: Arc<Context>,
     templates: Templates,
+    transfers: Transfers,
     live: Live,
 }
 
@@ -150,6 +152,17 @@ impl Sandboxes {
     /// transition a crash interrupted finish it in the background; requests about them wait.
     pub async fn open(parts: Parts) -> Result<Self, OpenError> {
         let snapshots = Snapshots::open(parts.db.clone(), &parts.data_dir).await?;
+        let layers = parts.templates.layers();
+        let transfers = Transfers {
+            engine: Arc::clone(&parts.engine),
+            db: parts.db.clone(),
+            data_dir: parts.data_dir.clone(),
+            snapshots: snapshots.clone(),
+            template_layers: layers.clone(),
+            free_space_reserve: parts.settings.free_space_reserve,
+            tasks: parts.tasks.clone(),
+            publishing: Arc::default(),
+        };
         let context = Arc::new(Context {
             engine: parts.engine,
             db: parts.db,
@@ -163,11 +176,18 @@ impl Sandboxes {
         let sandboxes = Self {
             context,
             templates: parts.templates,
+            transfers,
             live: Live::default(),
         };
+        let mut used: BTreeSet<PathBuf> = layers.into_iter().collect();
+        for snapshot in sandboxes.snapshots().listed() {
+            used.extend(snapshot.layers.iter().cloned());
+        }
         for (record, work) in super::recovery::recover(&sandboxes.context).await? {
+            used.extend(record.spec.layers.iter().cloned());
             sandboxes.drive(record, work, None);
         }
+        sweep_layers(&sandboxes.context.data_dir, &used);
         Ok(sandboxes)
     }
 
@@ -279,6 +299,28 @@ impl Sandboxes {
         snapshot
             .map(Origin::Snapshot)
             .ok_or_else(|| SandboxError::TemplateNotFound(reference.to_owned()))
+    }
+
+    /// Exports and imports.
+    pub fn transfers(&self) -> &Transfers {
+        &self.transfers
+    }
+
+    /// Opens a sandbox as it is now for an export, by way of a snapshot that nobody sees. A running
+    /// one stands still meanwhile, as for any snapshot.
+    pub async fn export(&self, id: &SandboxId) -> Result<Exported, ExportError> {
+        let request = SnapshotRequest {
+            name: None,
+            usage: SnapshotUse::Fork,
+            memory: true,
+        };
+        let snapshot = self.snapshot(id, request).await?;
+        let exported = self.transfers.export(Arc::clone(&snapshot)).await;
+        // What is exported is open, and needs its names no more.
+        if let Err(error) = self.context.snapshots.delete(&snapshot.id).await {
+            tracing::warn!(snapshot.id = %snapshot.id, %error, "the snapshot of an export is left for the next start");
+        }
+        Ok(exported?)
     }
 
     /// The snapshots of this server.
@@ -611,6 +653,17 @@ impl Sandboxes {
     pub fn deadline(&self, id: &SandboxId) -> Result<OffsetDateTime, SandboxError> {
         Ok(self.get(id)?.end_at)
     }
+}
+
+/// Why a sandbox was not exported; it is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// It could not be snapshotted.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The snapshot could not be read.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
 }
 
 /// Why the sandboxes could not be taken over at start. Nothing was deleted.

@@ -38,6 +38,11 @@ impl SnapshotFiles {
         &self.root
     }
 
+    /// All of it while it is being written.
+    pub fn staging(&self) -> PathBuf {
+        self.staging.clone()
+    }
+
     /// Its disks.
     pub fn disks(&self) -> DiskFolder {
         DiskFolder::new(self.root.join("disks"))

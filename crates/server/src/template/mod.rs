@@ -58,6 +58,12 @@ impl Templates {
         Self { all }
     }
 
+    /// The layers of all of them.
+    pub fn layers(&self) -> Vec<PathBuf> {
+        let layers = self.all.iter().flat_map(|template| &template.layers);
+        layers.cloned().collect()
+    }
+
     /// The template that `reference` names: an id or an alias, perhaps with the tag `:default`.
     pub fn find(&self, reference: &str) -> Option<Arc<Template>> {
         let name = reference.strip_suffix(":default").unwrap_or(reference);

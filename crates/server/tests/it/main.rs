@@ -8,6 +8,7 @@
 mod api;
 mod crash;
 mod edge;
+mod export;
 mod history;
 mod ladder;
 mod lifecycle;

@@ -25,7 +25,7 @@ fn named(text: &str) -> SnapshotRequest {
 }
 
 /// A new sandbox from a snapshot, and its execution.
-async fn create_from(
+pub(crate) async fn create_from(
     place: &Place,
     sandboxes: &Sandboxes,
     snapshot: &Snapshot,
