@@ -21,6 +21,7 @@ use crate::history::{self, History};
 use crate::listener;
 use crate::sandbox::{Faults, Parts, Sandboxes};
 use crate::template::{self, BaseOptions, Templates};
+use crate::transfer::EngineBuilds;
 
 /// How long transitions in flight may take to end when the server is told to stop. Whatever does
 /// not end in this time is finished or undone at the next start.
@@ -63,13 +64,16 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let history = History::open(&history_file).context("open metrics and logs")?;
     let domain = config.domain();
     print_exports(&domain, &key).context("print how to use the server")?;
-    let state = HttpState::new(
+    let mut state = HttpState::new(
         Arc::clone(&sandboxes),
         history.clone(),
         key,
         domain,
         config.sandbox_hosts.clone(),
     );
+    if config.import.engine_builds {
+        state.engine_builds = EngineBuilds::Keep;
+    }
     let requests = state.tasks.clone();
     let shutdown = CancellationToken::new();
     let recording = history::record(Arc::clone(&sandboxes), history, shutdown.clone());

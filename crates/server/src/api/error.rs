@@ -11,7 +11,8 @@ use http::header::RETRY_AFTER;
 use http::{HeaderValue, StatusCode};
 
 use crate::history::HistoryError;
-use crate::sandbox::SandboxError;
+use crate::sandbox::{ExportError, SandboxError};
+use crate::transfer::TransferError;
 
 /// A refused or failed request.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,9 @@ pub enum ApiError {
     /// The sandbox refused or failed.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// An export or an import was refused or failed.
+    #[error("{}", super::transfers::chain(.0))]
+    Transfer(#[from] TransferError),
     /// A pause was refused or failed, where statuses mean something of their own.
     #[error(transparent)]
     Pause(SandboxError),
@@ -80,6 +84,7 @@ impl ApiError {
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, Retry::Unsaid),
             Self::Internal | Self::History(_) => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Unsaid),
             Self::Sandbox(error) => of_sandbox(error),
+            Self::Transfer(error) => (of_transfer(error), Retry::Unsaid),
             Self::Pause(error) => of_pause(error),
         }
     }
@@ -131,6 +136,30 @@ fn of_pause(error: &SandboxError) -> (StatusCode, Retry) {
         | SandboxError::GuestUnresponsive(_)
         | SandboxError::Failed { .. }
         | SandboxError::ShuttingDown => of_sandbox(error),
+    }
+}
+
+fn of_transfer(error: &TransferError) -> StatusCode {
+    match error {
+        TransferError::NotAnExport(_)
+        | TransferError::Newer { .. }
+        | TransferError::Damaged(_)
+        | TransferError::BuildRefused { .. } => StatusCode::BAD_REQUEST,
+        TransferError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
+        TransferError::Source(_)
+        | TransferError::Image(_)
+        | TransferError::Engine(_)
+        | TransferError::Db(_)
+        | TransferError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl From<ExportError> for ApiError {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Sandbox(error) => Self::Sandbox(error),
+            ExportError::Transfer(error) => Self::Transfer(error),
+        }
     }
 }
 

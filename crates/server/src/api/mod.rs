@@ -21,6 +21,7 @@ mod router;
 mod snapshot_query;
 mod snapshots;
 mod state;
+mod transfers;
 mod view;
 
 pub use auth::ApiKey;

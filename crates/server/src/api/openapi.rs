@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{handlers, history, snapshots};
+use super::{handlers, history, snapshots, transfers};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -34,6 +34,9 @@ use super::{handlers, history, snapshots};
         snapshots::delete,
         snapshots::fork,
         snapshots::rollback,
+        transfers::export_snapshot,
+        transfers::export_sandbox,
+        transfers::import,
         history::metrics,
         history::metrics_of_many,
         history::logs,

@@ -9,7 +9,7 @@ use axum::routing::{MethodFilter, delete, get, on, post};
 use http::header::CONTENT_TYPE;
 use tower::ServiceExt;
 
-use super::{ApiError, HttpState, cors, handlers, history, openapi, snapshots};
+use super::{ApiError, HttpState, cors, handlers, history, openapi, snapshots, transfers};
 
 /// Operations that upstream has and this server has not; docs/api.md tells more. Any other unknown
 /// path is not upstream's either.
@@ -137,6 +137,15 @@ fn routes() -> Router<HttpState> {
         .route("/sandboxes/{sandboxID}/fork", post(snapshots::fork))
         .route("/sandboxes/{sandboxID}/rollback", post(snapshots::rollback))
         .route("/snapshots", get(snapshots::list))
+        .route("/snapshots/import", post(transfers::import))
+        .route(
+            "/snapshots/{snapshotID}/export",
+            get(transfers::export_snapshot),
+        )
+        .route(
+            "/sandboxes/{sandboxID}/export",
+            get(transfers::export_sandbox),
+        )
         .route("/templates/{templateID}", delete(snapshots::delete))
         .route("/sandboxes/metrics", get(history::metrics_of_many))
         .route("/sandboxes/{sandboxID}/metrics", get(history::metrics))

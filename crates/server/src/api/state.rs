@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 use super::ApiKey;
 use crate::history::History;
 use crate::sandbox::Sandboxes;
+use crate::transfer::EngineBuilds;
 
 /// What the HTTP side of the server works with. Cheap to clone.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub struct HttpState {
     /// Hosts (without port) besides localhost, IP addresses and `sandbox.<domain>` on which the
     /// headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port` are honoured.
     pub extra_hosts: Arc<[String]>,
+    /// What an import does with engine builds that are not kept here.
+    pub engine_builds: EngineBuilds,
     /// Owner of every task that outlives the future that started it: API calls whose client has
     /// left, and upgraded connections.
     pub tasks: TaskTracker,
@@ -43,6 +46,7 @@ impl HttpState {
             key,
             domain: domain.into(),
             extra_hosts: extra_hosts.into(),
+            engine_builds: EngineBuilds::Refuse,
             tasks: TaskTracker::new(),
         }
     }

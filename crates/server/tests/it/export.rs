@@ -421,3 +421,115 @@ async fn a_crash_before_the_commit_of_an_import_leaves_nothing() {
     assert_eq!(layers(&place), here);
     place.assert_clean().await;
 }
+
+mod over_http {
+    use http::StatusCode;
+
+    use super::*;
+    use crate::served::Served;
+
+    /// A server with a sandbox that counted to one, and the export of it.
+    async fn exported() -> (Served, SandboxId, Bytes) {
+        let served = Served::start().await;
+        let id = served.create("").await;
+        assert!(served.place.host.step(&served.place.execution()));
+        let line = format!("GET /sandboxes/{id}/export");
+        let answer = served.api(&line, "").await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.headers["content-type"], "application/zstd");
+        let named = format!("attachment; filename=\"{id}.sandbase.tar.zst\"");
+        assert_eq!(answer.headers["content-disposition"], named.as_str());
+        (served, id, answer.body)
+    }
+
+    async fn import(served: &Served, query: &str, body: Bytes) -> crate::served::Answer {
+        let line = format!("POST /snapshots/import{query}");
+        let key = served.key.e2b();
+        served.send(&line, &[("x-api-key", &key)], body).await
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_goes_from_one_server_to_another() {
+        let (from, id, file) = exported().await;
+        let to = Served::start().await;
+        let answer = import(&to, "?name=moved", file).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        let info = answer.json();
+        assert_eq!(info["snapshotID"], "sandbase/moved:default");
+        assert_eq!(info["sandboxID"], id.as_str());
+        assert_eq!(info["memory"], true);
+        let body = r#"{"templateID":"moved"}"#;
+        let created = to.api("POST /v2/sandboxes", body).await;
+        assert_eq!(created.status, StatusCode::CREATED, "{}", created.text());
+        let execution = to.place.execution();
+        assert_eq!(to.place.host.memory(&execution), Some(1));
+        // The source never noticed.
+        assert!(from.place.host.step(&from.place.execution()));
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_is_exported_by_its_name_as_plain_tar() {
+        let (served, id, _) = exported().await;
+        let made = served.post(&id, "snapshots", r#"{"name":"job:v1"}"#).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+        let line = "GET /snapshots/sandbase%2Fjob:v1/export?compression=none";
+        let answer = served.api(line, "").await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.headers["content-type"], "application/x-tar");
+        assert!(answer.body.starts_with(b"manifest.json\0"));
+        for (line, status) in [
+            ("GET /snapshots/nothing/export", StatusCode::NOT_FOUND),
+            ("GET /sandboxes/nothing/export", StatusCode::NOT_FOUND),
+            (
+                "GET /snapshots/job/export?compression=gzip",
+                StatusCode::BAD_REQUEST,
+            ),
+            ("POST /snapshots/import?name=a.b", StatusCode::BAD_REQUEST),
+            ("POST /snapshots/import", StatusCode::BAD_REQUEST),
+        ] {
+            let refused = served.api(line, "").await;
+            assert_eq!(refused.status, status, "{line}");
+            assert_eq!(refused.json()["code"], status.as_u16(), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_file_is_answered_with_the_reason_however_long_it_is() {
+        let (served, id, _) = exported().await;
+        let line = format!("GET /sandboxes/{id}/export?compression=none");
+        let file = served.api(&line, "").await.body;
+        // Longer than what fits into the buffers of the connection.
+        let garbage = Bytes::from(vec![b'x'; 32 << 20]);
+        let half = file.slice(..file.len() / 2);
+        for (body, reason) in [(garbage, "not an export"), (half, "is damaged")] {
+            let answer = import(&served, "", body).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+            assert!(answer.text().contains(reason), "{}", answer.text());
+        }
+        assert_eq!(served.place.snapshot_directories(), Vec::<PathBuf>::new());
+        let unknown = served.send("POST /snapshots/import", &[], file).await;
+        assert_eq!(unknown.status, StatusCode::UNAUTHORIZED);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_half_way_leaves_nothing_behind() {
+        use tokio::io::AsyncWriteExt;
+        let (served, _, file) = exported().await;
+        let mut stream = tokio::net::TcpStream::connect(served.address)
+            .await
+            .unwrap();
+        let key = served.key.e2b();
+        let head = format!(
+            "POST /snapshots/import HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\n\
+             content-length: {}\r\n\r\n",
+            file.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&file[..file.len() - 1]).await.unwrap();
+        let begun = || served.place.snapshot_directories().len() == 1;
+        crate::support::eventually("the import begins", begun).await;
+        drop(stream);
+        let gone = || served.place.snapshot_directories().is_empty();
+        crate::support::eventually("the import is given up", gone).await;
+    }
+}

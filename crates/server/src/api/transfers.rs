@@ -1,0 +1,194 @@
+//! Exports and imports: one function per operation. Their comments are the API text.
+
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use api_types::{ErrorBody, SnapshotInfo};
+use axum::Json as Answer;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, RawQuery, State};
+use axum::response::Response;
+use futures_util::{Stream, StreamExt, stream};
+use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode};
+use utoipa::ToSchema;
+
+use super::extract::Id;
+use super::{ApiError, HttpState, query, view};
+use crate::sandbox::SandboxError;
+use crate::snapshots::SnapshotName;
+use crate::transfer::{Compression, Exported, TransferError};
+
+/// A client that sends nothing of its file for so long has gone.
+const STALLED: Duration = Duration::from_secs(60);
+/// How long a refused file may go on coming: clients that are cut off while they send do not read
+/// why.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// An export: a tar archive, compressed with zstd or not. docs/export-format.md describes it.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+pub(super) struct ExportFile(#[expect(dead_code, reason = "only its schema is used")] Vec<u8>);
+
+/// Export a snapshot
+///
+/// All of it as one file: memory, disks, layers, and the engine build that wrote the memory. The
+/// answer begins when everything was read and hashed once. A file that was cut short or altered is
+/// refused by the import.
+#[utoipa::path(get, path = "/snapshots/{snapshotID}/export", tag = "snapshots",
+    params(
+        ("snapshotID" = String, Path, description = "Its id or its name"),
+        ("compression" = Option<String>, Query, description = "`zstd` (default) or `none`"),
+    ),
+    responses(
+        (status = 200, description = "The file", body = ExportFile, content_type = "application/octet-stream"),
+        (status = 400, description = "Unknown compression", body = ErrorBody),
+        (status = 401, description = "No valid API key", body = ErrorBody),
+        (status = 404, description = "No such snapshot", body = ErrorBody),
+        (status = 500, description = "It cannot be read", body = ErrorBody),
+    ))]
+pub(super) async fn export_snapshot(
+    State(state): State<HttpState>,
+    Path(reference): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let compression = compression(query)?;
+    let snapshot = state.sandboxes.snapshots().find(&reference);
+    let unknown = || SandboxError::SnapshotNotFound(reference);
+    let snapshot = snapshot.ok_or_else(unknown)?;
+    let name = snapshot.id.to_string();
+    let exported = state.sandboxes.transfers().export(snapshot).await?;
+    Ok(file(exported, compression, &name))
+}
+
+/// Export a sandbox
+///
+/// As it is now, as a snapshot of it would be exported. A running one stands still meanwhile and
+/// its connections are cut, as by a snapshot; then it goes on.
+#[utoipa::path(get, path = "/sandboxes/{sandboxID}/export", tag = "snapshots",
+    params(
+        ("sandboxID" = String, Path),
+        ("compression" = Option<String>, Query, description = "`zstd` (default) or `none`"),
+    ),
+    responses(
+        (status = 200, description = "The file", body = ExportFile, content_type = "application/octet-stream"),
+        (status = 400, description = "Unknown compression", body = ErrorBody),
+        (status = 401, description = "No valid API key", body = ErrorBody),
+        (status = 404, description = "No such sandbox", body = ErrorBody),
+        (status = 409, description = "It is changing its state", body = ErrorBody),
+        (status = 500, description = "It failed; the sandbox is as before", body = ErrorBody),
+        (status = 507, description = "The host's disk is full; the sandbox is as before", body = ErrorBody),
+    ))]
+pub(super) async fn export_sandbox(
+    State(state): State<HttpState>,
+    Id(id): Id,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let compression = compression(query)?;
+    let exported = state.sandboxes.export(&id).await?;
+    Ok(file(exported, compression, id.as_str()))
+}
+
+/// Import a snapshot
+///
+/// Makes a snapshot of an export of this or another server. It is verified as a whole before
+/// anything of it is seen; a refused file leaves nothing. Engine builds that are not kept here are
+/// refused unless the server is configured to take them.
+#[utoipa::path(post, path = "/snapshots/import", tag = "snapshots",
+    params(
+        ("name" = Option<String>, Query,
+            description = "What to call it: `[<namespace>/]<name>[:<tag>]`. A snapshot that had this \
+                           name and tag before is replaced"),
+    ),
+    request_body(content = ExportFile, content_type = "application/octet-stream"),
+    responses(
+        (status = 201, description = "The snapshot is durable", body = SnapshotInfo),
+        (status = 400, description = "Malformed name, or a file that is refused", body = ErrorBody),
+        (status = 401, description = "No valid API key", body = ErrorBody),
+        (status = 500, description = "It could not be stored", body = ErrorBody),
+        (status = 507, description = "The host's disk is full", body = ErrorBody),
+    ))]
+pub(super) async fn import(
+    State(state): State<HttpState>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Result<(StatusCode, Answer<SnapshotInfo>), ApiError> {
+    let name = parameter(query, "name")?;
+    let name = name.as_deref().filter(|name| !name.is_empty());
+    let name = name.map(SnapshotName::parse).transpose();
+    let name = name.map_err(|error| ApiError::Validation(error.to_string()))?;
+    let mut chunks = pin!(chunks(body).fuse());
+    let transfers = state.sandboxes.transfers();
+    let imported = transfers
+        .import(chunks.as_mut(), name, state.engine_builds)
+        .await;
+    if imported.is_err() {
+        let drained = async { while chunks.next().await.is_some() {} };
+        // Whether it ends in time or not: the answer is the same.
+        let _ = tokio::time::timeout(DRAIN, drained).await;
+    }
+    let imported = imported?;
+    Ok((StatusCode::CREATED, Answer(view::snapshot(&imported))))
+}
+
+/// The pieces of a body as they come, and an error when they stop coming.
+fn chunks(body: Body) -> impl Stream<Item = io::Result<Bytes>> {
+    let pieces = body.into_data_stream();
+    stream::unfold(Some(pieces), async |pieces| {
+        let mut pieces = pieces?;
+        match tokio::time::timeout(STALLED, pieces.next()).await {
+            Ok(None) => None,
+            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
+            Ok(Some(Err(error))) => Some((Err(io::Error::other(error)), None)),
+            Err(_) => {
+                let problem = format!("nothing came for {STALLED:?}");
+                Some((Err(io::Error::new(io::ErrorKind::TimedOut, problem)), None))
+            }
+        }
+    })
+}
+
+fn compression(query: Option<String>) -> Result<Compression, ApiError> {
+    match parameter(query, "compression")?.as_deref() {
+        None | Some("zstd") => Ok(Compression::Zstd),
+        Some("none") => Ok(Compression::None),
+        Some(_) => {
+            let problem = "compression must be zstd or none".to_owned();
+            Err(ApiError::Validation(problem))
+        }
+    }
+}
+
+fn parameter(query: Option<String>, wanted: &str) -> Result<Option<String>, ApiError> {
+    let malformed = || ApiError::Validation("the query string is malformed".to_owned());
+    let pairs = query::pairs(&query.unwrap_or_default()).ok_or_else(malformed)?;
+    let mut values = pairs.into_iter().filter(|(name, _)| name == wanted);
+    Ok(values.next().map(|(_, value)| value))
+}
+
+fn file(exported: Exported, compression: Compression, name: &str) -> Response {
+    let (kind, extension) = match compression {
+        Compression::Zstd => ("application/zstd", "tar.zst"),
+        Compression::None => ("application/x-tar", "tar"),
+    };
+    let mut response = Response::new(Body::from_stream(exported.stream(compression)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let disposition = format!("attachment; filename=\"{name}.sandbase.{extension}\"");
+    let disposition = HeaderValue::try_from(disposition);
+    let disposition = disposition.expect("ids are letters and digits");
+    headers.insert(CONTENT_DISPOSITION, disposition);
+    response
+}
+
+/// For people: an error with all its causes.
+pub(super) fn chain(error: &TransferError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
