@@ -53,6 +53,11 @@ def start(text, addresses):
 
 
 def ask_inside(addresses):
-    """What each answers to a neighbour."""
-    return {address: opener.open(servers[address][1], timeout=20).read().decode()
-            for address in addresses}
+    """What each answers to a neighbour, or how that failed."""
+    answers = {}
+    for address in addresses:
+        try:
+            answers[address] = opener.open(servers[address][1], timeout=20).read().decode()
+        except OSError as error:
+            answers[address] = repr(error)
+    return answers
