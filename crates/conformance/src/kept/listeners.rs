@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{Kept, Round, token};
@@ -15,6 +16,15 @@ pub(super) struct Listeners {
     addresses: &'static [&'static str],
     text: String,
     ports: BTreeMap<String, u16>,
+    /// Connects inside that got no answer, while the next one did.
+    hung: u32,
+}
+
+/// What the program inside tells.
+#[derive(Deserialize)]
+struct Inside {
+    answers: BTreeMap<String, String>,
+    hung: u32,
 }
 
 impl Listeners {
@@ -24,6 +34,7 @@ impl Listeners {
             addresses,
             text: String::new(),
             ports: BTreeMap::new(),
+            hung: 0,
         }
     }
 
@@ -44,13 +55,13 @@ impl Listeners {
         Self::new(promise, &["::", "::1"])
     }
 
-    async fn look(&self, round: &Round<'_>) -> Result<(), Problem> {
+    async fn look(&mut self, round: &Round<'_>) -> Result<(), Problem> {
         let asked = json!({ "addresses": self.addresses });
-        let inside: BTreeMap<String, String> =
-            round.guest.call("listeners.ask_inside", asked).await?;
+        let inside: Inside = round.guest.call("listeners.ask_inside", asked).await?;
+        self.hung += inside.hung;
         for (address, port) in &self.ports {
             let expected = format!("{} {address}", self.text);
-            let seen = inside.get(address);
+            let seen = inside.answers.get(address);
             require(seen == Some(&expected), || {
                 format!("{address} answers {seen:?} inside, instead of {expected:?}")
             })?;
@@ -82,6 +93,10 @@ impl Kept for Listeners {
     async fn after(&mut self, round: &Round<'_>) -> Result<String, Problem> {
         self.look(round).await?;
         let addresses: Vec<&str> = self.ports.keys().map(String::as_str).collect();
-        Ok(format!("all answer: {}", addresses.join(" ")))
+        let hung = match self.hung {
+            0 => String::new(),
+            hung => format!("; {hung} connects inside hung, and the next one worked"),
+        };
+        Ok(format!("all answer: {}{hung}", addresses.join(" ")))
     }
 }

@@ -53,11 +53,15 @@ def start(text, addresses):
 
 
 def ask_inside(addresses):
-    """What each answers to a neighbour, or how that failed."""
-    answers = {}
+    """What each answers to a neighbour, or how that failed, and how many connects got no answer at
+    all: a second and a third one are made then."""
+    answers, hung = {}, 0
     for address in addresses:
-        try:
-            answers[address] = opener.open(servers[address][1], timeout=20).read().decode()
-        except OSError as error:
-            answers[address] = repr(error)
-    return answers
+        for _ in range(3):
+            try:
+                answers[address] = opener.open(servers[address][1], timeout=6).read().decode()
+                break
+            except OSError as error:
+                answers[address] = repr(error)
+                hung += 1
+    return {"answers": answers, "hung": hung}
