@@ -82,6 +82,11 @@ pub struct SandboxDetail {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub pause_mode: Option<PauseMode>,
+    /// True when the sandbox is paused and its agent did not answer at the pause, which was done
+    /// without it. Absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub envd_unresponsive_at_pause: Option<bool>,
     /// Why the memory of the last run is not there: the sandbox was or will be booted from its files
     /// though nobody asked for that. Absent when all is as it should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -270,6 +270,7 @@ mod tests {
             state,
             pause_mode: None,
             memory_lost: None,
+            agent_silent: false,
             cpu_count: 1,
             memory_mb: 128,
             disk_size_mb: 0,

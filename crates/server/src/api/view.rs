@@ -43,6 +43,7 @@ pub(super) fn detail(view: SandboxView, domain: &str) -> SandboxDetail {
         domain: domain.to_owned(),
         lifecycle: lifecycle(view.lifecycle),
         pause_mode: view.pause_mode.map(pause_mode),
+        envd_unresponsive_at_pause: view.agent_silent.then_some(true),
         memory_lost: view.memory_lost,
         volume_mounts: Vec::new(),
     }

@@ -20,6 +20,7 @@ CREATE TABLE sandboxes (
     disks      TEXT    NOT NULL,
     started_at INTEGER NOT NULL, -- nanoseconds since the epoch
     end_at     INTEGER NOT NULL, -- nanoseconds since the epoch
+    agent_silent INTEGER NOT NULL, -- whether its pause was done without the agent
     memory_lost TEXT             -- why this run was booted, if nobody asked for that
 ) STRICT;
 CREATE TABLE snapshots (

@@ -12,8 +12,8 @@ impl Db {
         self.run(move |connection| {
             connection.execute(
                 "INSERT INTO sandboxes (id, generation, state, spec, disks, started_at, end_at,
-                                        memory_lost)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                                        memory_lost, agent_silent)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 params![
                     record.id.as_str(),
                     record.generation,
@@ -23,6 +23,7 @@ impl Db {
                     nanoseconds(record.run.started_at),
                     nanoseconds(record.run.end_at),
                     record.run.memory_lost,
+                    record.run.agent_silent,
                 ],
             )?;
             Ok(())
@@ -55,7 +56,7 @@ impl Db {
 pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbError> {
     let changed = connection.execute(
         "UPDATE sandboxes SET generation = ?2, state = ?3, disks = ?4, started_at = ?5, end_at = ?6,
-                              memory_lost = ?7
+                              memory_lost = ?7, agent_silent = ?8
          WHERE id = ?1 AND generation = ?2 - 1",
         params![
             record.id.as_str(),
@@ -65,6 +66,7 @@ pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbE
             nanoseconds(record.run.started_at),
             nanoseconds(record.run.end_at),
             record.run.memory_lost,
+            record.run.agent_silent,
         ],
     )?;
     if changed == 1 {
@@ -76,7 +78,9 @@ pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbE
 
 fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {
     let mut statement = connection.prepare(
-        "SELECT id, generation, state, spec, disks, started_at, end_at, memory_lost FROM sandboxes",
+        "SELECT id, generation, state, spec, disks, started_at, end_at, memory_lost,
+                agent_silent
+         FROM sandboxes",
     )?;
     let mut rows = statement.query([])?;
     let mut records = Vec::new();
@@ -99,6 +103,7 @@ fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {
                 started_at: instant(row.get(5)?).ok_or_else(|| unreadable("its start"))?,
                 end_at: instant(row.get(6)?).ok_or_else(|| unreadable("its deadline"))?,
                 memory_lost: row.get(7)?,
+                agent_silent: row.get(8)?,
             },
         });
     }

@@ -351,6 +351,7 @@ impl Driver {
             cause,
             disks,
             snapshot,
+            agent_silent,
         } = ended;
         // A boot in place of an unusable memory image is no failure, if it works.
         if !matches!(outcome, Outcome::MemoryUnusable(_)) {
@@ -367,10 +368,13 @@ impl Driver {
             }
         }
         if !committed {
-            let Some(record) = self.record_after(&outcome) else {
+            let Some(mut record) = self.record_after(&outcome) else {
                 self.leave(&outcome).await;
                 return None;
             };
+            if matches!(self.record.state, State::Pausing { .. }) {
+                record.run.agent_silent = agent_silent;
+            }
             // The side effects are done, so the sandbox is in this state even if the journal cannot
             // be written; what it holds leads a restart to the same state.
             if self.journal(record.clone()).await.is_err() {

@@ -30,13 +30,27 @@ pub(super) async fn pause(
         PauseTarget::Memory { image } => {
             save_memory(&context, &record, &execution, image, request).await
         }
-        PauseTarget::Disk => save_disk(&context, &record, &execution).await,
+        PauseTarget::Disk => {
+            let saved = save_disk(&context, &record, &execution).await;
+            saved.map(|()| Agent::Helped)
+        }
     };
-    if let Err(cause) = saved {
-        return undo(&context, &record, &execution, cause).await;
-    }
+    let agent = match saved {
+        Ok(agent) => agent,
+        Err(cause) => return undo(&context, &record, &execution, cause).await,
+    };
     finish(&context, &record, &execution, &target).await;
-    Ended::done()
+    Ended {
+        agent_silent: agent == Agent::Silent,
+        ..Ended::done()
+    }
+}
+
+/// Whether the agent took part in a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Agent {
+    Helped,
+    Silent,
 }
 
 /// Saves a running sandbox for a snapshot: all that a pause does.
@@ -63,12 +77,13 @@ async fn save_memory(
     execution: &ExecutionId,
     image: &ImageId,
     request: PauseRequest,
-) -> Result<(), Cause> {
+) -> Result<Agent, Cause> {
     let resident = context.engine.resident_bytes(execution).await?;
     context
         .check_free_space(resident + IMAGE_OVERHEAD_BYTES)
         .map_err(Cause::NoSpace)?;
     context.faults.reach(Step::PausePrepare).await?;
+    let mut agent = Agent::Helped;
     if let Err(cause) = prepare(context, record, execution).await {
         if request.require_healthy_guest || matches!(cause, Cause::Hook(_)) {
             return Err(cause);
@@ -76,6 +91,7 @@ async fn save_memory(
         // The checkpoint writes back what the guest holds, so an agent that hangs costs nothing
         // but the trimming.
         tracing::warn!(sandbox.id = %record.id, error = %cause, "pausing without the agent's help");
+        agent = Agent::Silent;
     }
     let images = context.files(record).images();
     let staged = image.clone();
@@ -104,7 +120,7 @@ async fn save_memory(
         duration_ms = u64::try_from(standing_still.elapsed().as_millis()).unwrap_or(u64::MAX),
         "memory image committed"
     );
-    Ok(())
+    Ok(agent)
 }
 
 async fn save_disk(

@@ -58,6 +58,8 @@ pub struct Run {
     pub end_at: OffsetDateTime,
     /// Why it was booted although the run before was not given up on request.
     pub memory_lost: Option<String>,
+    /// Its pause was done without the agent, which did not answer.
+    pub agent_silent: bool,
 }
 
 impl Run {
@@ -68,6 +70,7 @@ impl Run {
             started_at,
             end_at: started_at + timeout.min(longest),
             memory_lost: None,
+            agent_silent: false,
         }
     }
 
@@ -131,6 +134,7 @@ impl Record {
             end_at: self.run.end_at,
             state,
             pause_mode,
+            agent_silent: self.run.agent_silent && state == PublicState::Paused,
             memory_lost: match state {
                 PublicState::Running => self.run.memory_lost.clone(),
                 PublicState::Paused => self.state.memory_lost(),

@@ -16,6 +16,8 @@ use crate::snapshots::Snapshot;
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) cause: Option<Cause>,
+    /// The agent did not answer at a pause, which was done without it.
+    pub(super) agent_silent: bool,
     /// Disks that the sandbox stands on from now on, if they are others than before.
     pub(super) disks: Option<Disks>,
     /// A snapshot that is complete but for its commit, which the driver makes.
@@ -31,6 +33,7 @@ impl Ended {
         Self {
             outcome,
             cause: None,
+            agent_silent: false,
             disks: None,
             snapshot: None,
         }

@@ -115,6 +115,8 @@ pub struct SandboxView {
     pub pause_mode: Option<PauseMode>,
     /// Why the memory of the last run is not there; `None` when it is, or was given up on request.
     pub memory_lost: Option<String>,
+    /// It is paused, and its agent did not answer at the pause.
+    pub agent_silent: bool,
     /// CPUs, rounded up.
     pub cpu_count: u32,
     /// Memory in MiB.

@@ -439,6 +439,12 @@ async fn an_agent_that_hangs_prevents_only_the_pauses_that_need_it() {
         assert_eq!(state_of(&sandboxes, &id), Some(PublicState::Running));
     }
     sandboxes.pause(&id, FULL).await.unwrap();
+    assert!(sandboxes.get(&id).unwrap().agent_silent, "this is told");
+    // The guest that comes back has a healthy agent.
+    let connect = || sandboxes.connect(&id, MINUTE, ResumeFrom::Saved);
+    assert!(!connect().await.unwrap().0.agent_silent);
+    sandboxes.pause(&id, strict).await.unwrap();
+    assert!(!sandboxes.get(&id).unwrap().agent_silent);
 }
 
 #[tokio::test]
