@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod app;
+mod blocking;
 pub mod config;
 pub mod db;
 pub mod guest;

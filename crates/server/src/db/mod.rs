@@ -93,10 +93,9 @@ impl Db {
         work: impl FnOnce(&mut Connection) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T, DbError> {
         let connection = Arc::clone(&self.connection);
-        let done = tokio::task::spawn_blocking(move || {
+        crate::blocking::run(move || {
             work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        done.await
-            .expect("database work does not panic and is not cancelled")
+        })
+        .await
     }
 }

@@ -102,6 +102,10 @@ pub enum Fault {
     None,
     /// The step fails.
     Fail,
+    /// The step fails for want of space.
+    NoSpace,
+    /// The step fails because the device does (EIO).
+    Io,
     /// The server stops here for ever, as after SIGKILL.
     Stop,
 }
@@ -114,8 +118,13 @@ pub struct Faults {
 
 /// A step that a test made fail.
 #[derive(Debug, thiserror::Error)]
-#[error("injected failure at {0:?}")]
-pub struct InjectedFault(pub Step);
+#[error("injected failure at {step:?}")]
+pub struct InjectedFault {
+    /// Where.
+    pub step: Step,
+    /// How.
+    pub fault: Fault,
+}
 
 impl Faults {
     /// Asks `decide` at every step.
@@ -127,13 +136,13 @@ impl Faults {
 
     /// Called by transitions before each step.
     pub async fn reach(&self, step: Step) -> Result<(), InjectedFault> {
-        match self
-            .decide
-            .as_ref()
-            .map_or(Fault::None, |decide| decide(step))
-        {
+        let fault = match &self.decide {
+            Some(decide) => decide(step),
+            None => Fault::None,
+        };
+        match fault {
             Fault::None => Ok(()),
-            Fault::Fail => Err(InjectedFault(step)),
+            Fault::Fail | Fault::NoSpace | Fault::Io => Err(InjectedFault { step, fault }),
             Fault::Stop => std::future::pending().await,
         }
     }

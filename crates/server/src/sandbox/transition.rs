@@ -7,7 +7,7 @@ use snapshot::ImageError;
 
 use super::Disks;
 use super::context::Context;
-use super::faults::InjectedFault;
+use super::faults::{Fault, InjectedFault};
 use super::state::Outcome;
 use crate::snapshots::Snapshot;
 
@@ -79,7 +79,21 @@ pub(super) enum Cause {
     },
     /// A test wanted it.
     #[error(transparent)]
-    Injected(#[from] InjectedFault),
+    Injected(InjectedFault),
+}
+
+impl From<InjectedFault> for Cause {
+    /// As the real failure that it stands for would be told.
+    fn from(injected: InjectedFault) -> Self {
+        match injected.fault {
+            Fault::NoSpace => Self::NoSpace(injected.to_string()),
+            Fault::Io => Self::Io {
+                step: "an injected failure",
+                source: rustix::io::Errno::IO.into(),
+            },
+            Fault::Fail | Fault::Stop | Fault::None => Self::Injected(injected),
+        }
+    }
 }
 
 impl From<EngineError> for Cause {
@@ -105,9 +119,7 @@ impl From<ImageError> for Cause {
 
 /// Runs blocking file work off the async threads.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("file work neither panics nor is cancelled")
+    crate::blocking::run(work).await
 }
 
 /// Destroys an execution, trying again until it works: going on without would let two executions

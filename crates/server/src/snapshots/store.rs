@@ -124,8 +124,7 @@ impl Snapshots {
     /// First the files, then the row: as long as anything is left, the row says that it has to go.
     async fn remove(&self, id: &SnapshotId) -> Result<(), DeleteError> {
         let files = self.files(id);
-        let removed = tokio::task::spawn_blocking(move || files.remove()).await;
-        let removed = removed.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
+        let removed = crate::blocking::run(move || files.remove()).await;
         removed.map_err(|source| DeleteError::Files {
             id: id.clone(),
             source,

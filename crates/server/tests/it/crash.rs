@@ -9,13 +9,13 @@ use crate::snapshots::UNNAMED;
 use crate::support::{FULL, MINUTE, Place, create, eventually, request, state_of};
 
 /// A server that can be stopped dead: dropping its runtime drops every task where it stands.
-struct Server {
-    runtime: tokio::runtime::Runtime,
-    sandboxes: Sandboxes,
+pub(crate) struct Server {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) sandboxes: Sandboxes,
 }
 
 impl Server {
-    fn start(place: &Place) -> Self {
+    pub(crate) fn start(place: &Place) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -25,8 +25,10 @@ impl Server {
         Self { runtime, sandboxes }
     }
 
-    fn kill(self) {
-        self.runtime.shutdown_background();
+    /// Drops every task where it stands. Calls into the kernel that are under way end first, as after
+    /// a SIGKILL, before anybody else looks.
+    pub(crate) fn kill(self) {
+        self.runtime.shutdown_timeout(Duration::from_secs(10));
     }
 
     fn settled(&self, id: &SandboxId, state: PublicState) {

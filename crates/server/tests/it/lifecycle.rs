@@ -7,11 +7,13 @@ use engine::ExitReason;
 use engine::fake::Call;
 use server::sandbox::state::{DiskReason, Saved, State};
 use server::sandbox::{
-    Connected, Fault, Lifecycle, OnTimeout, PauseMode, PauseRequest, PublicState, ResumeFrom,
+    Connected, Lifecycle, OnTimeout, PauseMode, PauseRequest, PublicState, ResumeFrom,
     SandboxError, SandboxId, Step,
 };
 
-use crate::support::{DISK_ONLY, FULL, MINUTE, Place, create, eventually, request, state_of};
+use crate::support::{
+    DISK_ONLY, FULL, MINUTE, Place, assert_told, create, eventually, failures, request, state_of,
+};
 
 #[tokio::test]
 async fn memory_and_disk_come_back_over_many_rounds_and_a_kill_leaves_nothing() {
@@ -239,18 +241,15 @@ async fn an_injected_failure_at_every_step_is_undone_or_finished() {
         let name = format!("{step:?}");
         name.starts_with("Snapshot") || name.starts_with("Rollback")
     };
-    for step in Step::ALL.into_iter().filter(|step| !of_snapshots(step)) {
+    for (step, fault) in failures().filter(|(step, _)| !of_snapshots(step)) {
         let place = Place::new();
         let sandboxes = place.open().await;
-        place.inject(step, Fault::Fail);
+        place.inject(step, fault);
         let created = sandboxes.create(request()).await;
         let id = match created {
             Ok(view) => view.id,
             Err(error) => {
-                assert!(
-                    matches!(error, SandboxError::Failed { .. }),
-                    "{step:?}: {error}"
-                );
+                assert_told(fault, &error);
                 assert_eq!(place.faults_left(), 0);
                 assert_eq!(sandboxes.list().len(), 0);
                 place.assert_clean().await;

@@ -14,4 +14,5 @@ mod ladder;
 mod lifecycle;
 mod served;
 mod snapshots;
+mod soak;
 mod support;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use engine::ExecutionId;
 use server::sandbox::{
-    Fault, PublicState, ResumeFrom, SandboxError, SandboxId, Sandboxes, SnapshotRequest, Step,
+    PublicState, ResumeFrom, SandboxError, SandboxId, Sandboxes, SnapshotRequest, Step,
 };
 use server::snapshots::{Snapshot, SnapshotName, SnapshotPage, SnapshotUse};
 
-use crate::support::{FULL, MINUTE, Place, create, request, state_of};
+use crate::support::{FULL, MINUTE, Place, assert_told, create, failures, request, state_of};
 
 /// A snapshot without a name, with memory.
 pub(crate) const UNNAMED: SnapshotRequest = SnapshotRequest {
@@ -306,7 +306,7 @@ async fn names_are_found_replaced_listed_and_deleted() {
 
 #[tokio::test]
 async fn a_failure_at_any_step_of_a_snapshot_leaves_the_source_as_it_was() {
-    for step in Step::ALL {
+    for (step, fault) in failures() {
         let name = format!("{step:?}");
         let at_once = ["Pause", "Snapshot"].iter().any(|of| name.starts_with(of));
         if !(at_once || name.starts_with("Resume")) {
@@ -316,7 +316,7 @@ async fn a_failure_at_any_step_of_a_snapshot_leaves_the_source_as_it_was() {
         let sandboxes = place.open().await;
         let source = create(&sandboxes).await;
         assert!(place.host.step(&place.execution()));
-        place.inject(step, Fault::Fail);
+        place.inject(step, fault);
         let made = sandboxes.snapshot(&source, UNNAMED).await;
         assert_eq!(place.faults_left(), 0, "{step:?} was not reached");
         let committed = matches!(step, Step::PauseDestroy | Step::PausePublish) || !at_once;
@@ -327,10 +327,7 @@ async fn a_failure_at_any_step_of_a_snapshot_leaves_the_source_as_it_was() {
                 .await
                 .unwrap();
         } else {
-            assert!(
-                matches!(made, Err(SandboxError::Failed { .. })),
-                "{step:?}: {made:?}"
-            );
+            assert_told(fault, &made.unwrap_err());
         }
         assert_eq!(
             place.snapshot_directories(),
@@ -368,7 +365,7 @@ async fn a_failure_at_any_step_of_a_snapshot_leaves_the_source_as_it_was() {
 
 #[tokio::test]
 async fn a_failure_at_any_step_of_a_rollback_leaves_one_of_the_two_states() {
-    for step in Step::ALL {
+    for (step, fault) in failures() {
         let name = format!("{step:?}");
         if !(name.starts_with("Rollback") || name.starts_with("Resume")) {
             continue;
@@ -379,7 +376,7 @@ async fn a_failure_at_any_step_of_a_rollback_leaves_one_of_the_two_states() {
         assert!(place.host.step(&place.execution()));
         let snapshot = sandboxes.snapshot(&source, UNNAMED).await.unwrap();
         assert!(place.host.step(&place.execution()));
-        place.inject(step, Fault::Fail);
+        place.inject(step, fault);
         let done = sandboxes.rollback(&source, &snapshot.reference()).await;
         assert_eq!(place.faults_left(), 0, "{step:?} was not reached");
         let before_commit = matches!(step, Step::RollbackLink | Step::RollbackCommit);

@@ -11,7 +11,7 @@ use server::db::Db;
 use server::sandbox::state::State;
 use server::sandbox::{
     CreateRequest, Fault, Faults, HookFailure, HookSettings, Lifecycle, OnTimeout, Parts,
-    PauseMode, PauseRequest, PublicState, SandboxId, Sandboxes, Settings, Step,
+    PauseMode, PauseRequest, PublicState, SandboxError, SandboxId, Sandboxes, Settings, Step,
 };
 use server::template::{BaseOptions, Template, Templates, ensure_base};
 use tokio_util::task::TaskTracker;
@@ -188,6 +188,33 @@ impl Place {
         walk(&self.data_dir().join("snapshots"), &mut found);
         found
     }
+}
+
+/// Every step with every way to fail there.
+pub(crate) fn failures() -> impl Iterator<Item = (Step, Fault)> {
+    let faults = [Fault::Fail, Fault::NoSpace, Fault::Io];
+    let steps = Step::ALL.into_iter();
+    steps.flat_map(move |step| faults.map(|fault| (step, fault)))
+}
+
+/// The caller is told what it was.
+pub(crate) fn assert_told(fault: Fault, error: &SandboxError) {
+    let right = match fault {
+        Fault::NoSpace => matches!(error, SandboxError::NoSpace(_)),
+        Fault::Fail | Fault::Io => matches!(error, SandboxError::Failed { .. }),
+        Fault::None | Fault::Stop => false,
+    };
+    assert!(right, "{fault:?}: {error}");
+}
+
+/// What a fake guest answers on its ports: the counter in its memory.
+pub(crate) async fn ask_counter(mut stream: tokio::net::TcpStream) -> u64 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    body.parse().unwrap()
 }
 
 pub(crate) fn request() -> CreateRequest {
