@@ -24,6 +24,8 @@ const BLOCK: usize = 512;
 const SHORT: usize = 100;
 /// Most bytes of PAX records for one entry; attributes are the longest part.
 const PAX_LIMIT: u64 = 1 << 20;
+/// Longest reason of the tar reader that is passed on.
+const REASON: usize = 80;
 /// What a tar writer puts behind the last entry.
 const TRAILER: usize = 2 * BLOCK;
 
@@ -395,7 +397,12 @@ pub(super) fn read_exactly(
 
 /// An error of the reader below.
 pub(super) fn unreadable(error: io::Error) -> TransferError {
-    damaged(format!("it cannot be read on ({error})"))
+    // The tar reader quotes what it could not read, which may be anything.
+    let text = error.to_string();
+    let text: String = text.chars().filter(char::is_ascii).collect();
+    let text = text.replace(|c: char| c.is_ascii_control(), "");
+    let shown = text.get(..REASON).unwrap_or(&text);
+    damaged(format!("it cannot be read on ({shown})"))
 }
 
 /// The data of an entry ended too early.
