@@ -1,5 +1,6 @@
 //! The `sandbase` program: the server and everything an operator runs by hand.
 
+mod client;
 mod conformance;
 mod doctor;
 
@@ -29,6 +30,20 @@ enum Verb {
     /// Look whether a server that speaks E2B's API keeps what it promises about persistence. Fails
     /// unless every row passes; docs/conformance.md explains the rows.
     Conformance(conformance::Arguments),
+    /// Work with the sandboxes of a server.
+    Sandbox {
+        #[command(flatten)]
+        server: client::Server,
+        #[command(subcommand)]
+        verb: client::SandboxVerb,
+    },
+    /// Work with the snapshots of a server.
+    Snapshot {
+        #[command(flatten)]
+        server: client::Server,
+        #[command(subcommand)]
+        verb: client::SnapshotVerb,
+    },
     /// Work on templates.
     Template {
         #[command(subcommand)]
@@ -107,6 +122,18 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Doctor(options) => doctor::run(&options.config()?),
         Verb::Conformance(arguments) => runtime.block_on(conformance::run(arguments)),
+        Verb::Sandbox { server, verb } => {
+            let code = runtime.block_on(client::sandbox(&server, verb));
+            // A read of standard input that nobody needs any more would hold it up.
+            runtime.shutdown_background();
+            Ok(code)
+        }
+        Verb::Snapshot { server, verb } => {
+            let code = runtime.block_on(client::snapshot(&server, verb));
+            // A read of standard input that nobody needs any more would hold it up.
+            runtime.shutdown_background();
+            Ok(code)
+        }
         Verb::Template {
             verb: TemplateVerb::Rootfs { directory },
         } => {
