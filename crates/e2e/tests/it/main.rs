@@ -9,6 +9,7 @@
 
 mod conformance;
 mod crash;
+mod export;
 mod http;
 mod sdk;
 mod support;

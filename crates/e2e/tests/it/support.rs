@@ -28,7 +28,8 @@ pub(crate) struct Server {
     folder: tempfile::TempDir,
     port: u16,
     process: Option<Child>,
-    _alone: MutexGuard<'static, ()>,
+    /// The server that one was started beside has it.
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// A path that `./test` provides.
@@ -74,6 +75,15 @@ impl Server {
     /// A new data directory with a server on a free port. `extra` goes into its configuration.
     pub(crate) fn start(extra: &str) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::start_with(extra, Some(alone))
+    }
+
+    /// A second server with another data directory; it must go before this one.
+    pub(crate) fn beside(&self, extra: &str) -> Self {
+        Self::start_with(extra, None)
+    }
+
+    fn start_with(extra: &str, alone: Option<MutexGuard<'static, ()>>) -> Self {
         // Not in /tmp, which may be a tmpfs without direct I/O and extended attributes.
         let folder = tempfile::Builder::new()
             .prefix("sandbase-e2e-")
@@ -133,6 +143,22 @@ impl Server {
             self.log()
         );
         self.process = Some(process);
+    }
+
+    /// Runs a client verb of the program against this server. Answers what it prints.
+    pub(crate) fn verb(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = Command::new(sandbase())
+            .args(arguments)
+            .args(["--url", &self.url(), "--data-dir"])
+            .arg(self.data_dir())
+            .env_remove("E2B_API_KEY")
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
     }
 
     /// SIGKILL.
