@@ -42,6 +42,9 @@ pub(crate) struct ImportArguments {
     /// What to call the snapshot: `<name>[:<tag>]`.
     #[arg(long)]
     name: Option<String>,
+    /// Leave its memory: sandboxes made from it boot, whatever engine and CPU this server has.
+    #[arg(long)]
+    files_only: bool,
 }
 
 /// Writes the export at `path` of the API to a file.
@@ -137,10 +140,10 @@ pub(super) async fn import(
     arguments: &ImportArguments,
     output: Output,
 ) -> anyhow::Result<()> {
-    let path = match &arguments.name {
-        Some(name) => format!("/snapshots/import?name={}", escaped(name)),
-        None => "/snapshots/import".to_owned(),
-    };
+    let mut path = format!("/snapshots/import?memory={}", !arguments.files_only);
+    if let Some(name) = &arguments.name {
+        path.push_str(&format!("&name={}", escaped(name)));
+    }
     let body = if arguments.file.as_os_str() == STANDARD {
         upload(tokio::io::stdin(), None)
     } else {

@@ -18,7 +18,7 @@ use super::extract::Id;
 use super::{ApiError, HttpState, query, view};
 use crate::sandbox::SandboxError;
 use crate::snapshots::SnapshotName;
-use crate::transfer::{Compression, Exported, TransferError};
+use crate::transfer::{Compression, Exported, ImportRequest, TransferError};
 
 /// A client that sends nothing of its file for so long has gone.
 const STALLED: Duration = Duration::from_secs(60);
@@ -100,6 +100,8 @@ pub(super) async fn export_sandbox(
         ("name" = Option<String>, Query,
             description = "What to call it: `[<namespace>/]<name>[:<tag>]`. A snapshot that had this \
                            name and tag before is replaced"),
+        ("memory" = Option<bool>, Query,
+            description = "False takes files only: sandboxes made from it are booted. Default: true"),
     ),
     request_body(content = ExportFile, content_type = "application/octet-stream"),
     responses(
@@ -114,15 +116,26 @@ pub(super) async fn import(
     RawQuery(query): RawQuery,
     body: Body,
 ) -> Result<(StatusCode, Answer<SnapshotInfo>), ApiError> {
-    let name = parameter(query, "name")?;
+    let name = parameter(query.clone(), "name")?;
+    let memory = match parameter(query, "memory")?.as_deref() {
+        None | Some("true") => true,
+        Some("false") => false,
+        Some(_) => {
+            let problem = "memory must be true or false".to_owned();
+            return Err(ApiError::Validation(problem));
+        }
+    };
     let name = name.as_deref().filter(|name| !name.is_empty());
     let name = name.map(SnapshotName::parse).transpose();
     let name = name.map_err(|error| ApiError::Validation(error.to_string()))?;
     let mut chunks = pin!(chunks(body).fuse());
     let transfers = state.sandboxes.transfers();
-    let imported = transfers
-        .import(chunks.as_mut(), name, state.engine_builds)
-        .await;
+    let request = ImportRequest {
+        name,
+        memory,
+        builds: state.engine_builds,
+    };
+    let imported = transfers.import(chunks.as_mut(), request).await;
     if imported.is_err() {
         let drained = async { while chunks.next().await.is_some() {} };
         // Whether it ends in time or not: the answer is the same.

@@ -30,7 +30,8 @@ pub enum TransferError {
     #[error(
         "its memory was written by {engine} {version} (build {build}), which is not kept here, and \
          programs of the engine are only taken from exports with `import.engine_builds = true` in \
-         the configuration, because they run as root"
+         the configuration, because they run as root; `memory=false` \
+         (--files-only) imports the files alone"
     )]
     BuildRefused {
         /// Which engine.

@@ -24,7 +24,7 @@ use super::format::{
     ENGINE, FileEntry, LAYERS, LayerEntry, MANIFEST, MANIFEST_LIMIT, Manifest, Place,
 };
 use super::unpack::{Unpacking, skip};
-use super::{EngineBuilds, TransferError, Transfers, layers, sparse, tree};
+use super::{EngineBuilds, ImportRequest, TransferError, Transfers, layers, sparse, tree};
 use crate::sandbox::remove_tree;
 use crate::snapshots::{Snapshot, SnapshotFiles, SnapshotId, SnapshotName, SnapshotUse};
 
@@ -46,13 +46,12 @@ pub(super) struct Staged {
 pub(super) fn stage(
     transfers: &Transfers,
     input: impl Read,
-    name: Option<SnapshotName>,
-    builds: EngineBuilds,
+    request: ImportRequest,
 ) -> Result<Staged, TransferError> {
     let id = SnapshotId::random();
     let files = transfers.snapshots.files(&id);
-    let staged =
-        Stage::read_all(transfers, &files, input, builds).and_then(|stage| stage.finish(id, name));
+    let staged = Stage::read_all(transfers, &files, input, &request)
+        .and_then(|stage| stage.finish(id, request.name.clone(), transfers.engine.build()));
     if staged.is_err() {
         discard(&files);
     }
@@ -72,6 +71,8 @@ struct Stage<'a> {
     /// Where the layers are that are here already.
     layers: Vec<Option<PathBuf>>,
     unpacking: BTreeMap<usize, Unpacking>,
+    /// Whether the memory image is taken.
+    takes_memory: bool,
     /// Whether the engine's files are kept.
     keeps_build: bool,
     /// Files that have come, in the order of the manifest.
@@ -85,14 +86,14 @@ impl<'a> Stage<'a> {
         transfers: &Transfers,
         files: &'a SnapshotFiles,
         input: impl Read,
-        builds: EngineBuilds,
+        request: &ImportRequest,
     ) -> Result<Self, TransferError> {
         let mut stage: Option<Self> = None;
         let each = |member: Member, data: &mut dyn Read| match &mut stage {
             Some(stage) => stage.add(member, data),
             None => {
                 let manifest = read_manifest(&member, data)?;
-                stage = Some(Self::begin(transfers, files, manifest, builds)?);
+                stage = Some(Self::begin(transfers, files, manifest, request)?);
                 Ok(())
             }
         };
@@ -109,10 +110,10 @@ impl<'a> Stage<'a> {
         transfers: &Transfers,
         files: &'a SnapshotFiles,
         manifest: Manifest,
-        builds: EngineBuilds,
+        request: &ImportRequest,
     ) -> Result<Self, TransferError> {
         let mut keeps_build = false;
-        if let Some(build) = &manifest.build
+        if let Some(build) = manifest.build.as_ref().filter(|_| request.memory)
             && !transfers.engine.has_build(&build.id)
         {
             let EngineBuild {
@@ -120,7 +121,7 @@ impl<'a> Stage<'a> {
                 version,
                 id,
             } = build.clone();
-            if builds == EngineBuilds::Refuse {
+            if request.builds == EngineBuilds::Refuse {
                 return Err(TransferError::BuildRefused {
                     engine,
                     version,
@@ -149,6 +150,7 @@ impl<'a> Stage<'a> {
             manifest,
             layers,
             unpacking: BTreeMap::new(),
+            takes_memory: request.memory,
             keeps_build,
             next_file: 0,
             at_layer: 0,
@@ -210,12 +212,13 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Where a file is staged; `None` for what is here already.
+    /// Where a file is staged; `None` for what is here already, or not wanted.
     fn target(&self, path: &str) -> Result<Option<PathBuf>, TransferError> {
         let snapshot = &self.manifest.snapshot;
         let place = self.manifest.place(path);
         Ok(
             match place.ok_or_else(|| damaged(format!("{path} has no place in it")))? {
+                Place::Image(_) if !self.takes_memory => None,
                 Place::Image(name) => {
                     let image = snapshot.image.as_ref();
                     let image = image.ok_or_else(|| damaged("it has memory without an image"))?;
@@ -283,6 +286,7 @@ impl<'a> Stage<'a> {
         mut self,
         id: SnapshotId,
         name: Option<SnapshotName>,
+        build_here: &EngineBuild,
     ) -> Result<Staged, TransferError> {
         let mut new_layers = Vec::new();
         let mut names = Vec::new();
@@ -299,7 +303,11 @@ impl<'a> Stage<'a> {
             names.push(name.clone());
             new_layers.push((root, name));
         }
-        let of_file = self.manifest.snapshot.clone();
+        let mut of_file = self.manifest.snapshot.clone();
+        if !self.takes_memory {
+            of_file.image = None;
+            of_file.build = build_here.id.clone();
+        }
         if let Some(image) = &of_file.image {
             let images = self.files.staged_images();
             let manifest = images

@@ -60,6 +60,17 @@ pub enum EngineBuilds {
     Keep,
 }
 
+/// How to import.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportRequest {
+    /// What the snapshot is to be called.
+    pub name: Option<SnapshotName>,
+    /// Whether its memory is taken. Without, sandboxes made from it boot, on any host.
+    pub memory: bool,
+    /// What happens to an engine build that its memory needs.
+    pub builds: EngineBuilds,
+}
+
 /// Exports and imports the snapshots of one data directory. Cheap to clone.
 #[derive(Clone)]
 pub struct Transfers {
@@ -98,14 +109,13 @@ impl Transfers {
     pub async fn import(
         &self,
         input: impl Stream<Item = io::Result<Bytes>>,
-        name: Option<SnapshotName>,
-        builds: EngineBuilds,
+        request: ImportRequest,
     ) -> Result<Arc<Snapshot>, TransferError> {
         let (sender, reader) = pipe::incoming();
         let transfers = self.clone();
         let work = self
             .tasks
-            .spawn_blocking(move || import::stage(&transfers, reader, name, builds));
+            .spawn_blocking(move || import::stage(&transfers, reader, request));
         let feed = async {
             let mut input = std::pin::pin!(input);
             while let Some(chunk) = input.next().await {
