@@ -32,6 +32,9 @@ pub(crate) struct ExportArguments {
     /// Write a plain tar archive.
     #[arg(long)]
     uncompressed: bool,
+    /// Leave memory out, for example when it cannot be read any more.
+    #[arg(long)]
+    files_only: bool,
 }
 
 /// What to import.
@@ -59,7 +62,8 @@ pub(super) async fn export(
         true => ("none", "tar"),
         false => ("zstd", "tar.zst"),
     };
-    let path = format!("{path}?compression={compression}");
+    let memory = !arguments.files_only;
+    let path = format!("{path}?compression={compression}&memory={memory}");
     let default = || PathBuf::from(format!("{}.sandbase.{extension}", file_name(name)));
     let target = arguments.output.clone().unwrap_or_else(default);
     if target.as_os_str() == STANDARD {

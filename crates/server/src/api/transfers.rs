@@ -40,10 +40,11 @@ pub(super) struct ExportFile(#[expect(dead_code, reason = "only its schema is us
     params(
         ("snapshotID" = String, Path, description = "Its id or its name"),
         ("compression" = Option<String>, Query, description = "`zstd` (default) or `none`"),
+        ("memory" = Option<bool>, Query, description = "False leaves memory out. Default: true"),
     ),
     responses(
         (status = 200, description = "The file", body = ExportFile, content_type = "application/octet-stream"),
-        (status = 400, description = "Unknown compression", body = ErrorBody),
+        (status = 400, description = "Malformed", body = ErrorBody),
         (status = 401, description = "No valid API key", body = ErrorBody),
         (status = 404, description = "No such snapshot", body = ErrorBody),
         (status = 500, description = "It cannot be read", body = ErrorBody),
@@ -53,12 +54,13 @@ pub(super) async fn export_snapshot(
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let compression = compression(query)?;
+    let compression = compression(query.clone())?;
+    let memory = memory(query)?;
     let snapshot = state.sandboxes.snapshots().find(&reference);
     let unknown = || SandboxError::SnapshotNotFound(reference);
     let snapshot = snapshot.ok_or_else(unknown)?;
     let name = snapshot.id.to_string();
-    let exported = state.sandboxes.transfers().export(snapshot).await?;
+    let exported = state.sandboxes.transfers().export(snapshot, memory).await?;
     Ok(file(exported, compression, &name))
 }
 
@@ -70,10 +72,11 @@ pub(super) async fn export_snapshot(
     params(
         ("sandboxID" = String, Path),
         ("compression" = Option<String>, Query, description = "`zstd` (default) or `none`"),
+        ("memory" = Option<bool>, Query, description = "False leaves memory out. Default: true"),
     ),
     responses(
         (status = 200, description = "The file", body = ExportFile, content_type = "application/octet-stream"),
-        (status = 400, description = "Unknown compression", body = ErrorBody),
+        (status = 400, description = "Malformed", body = ErrorBody),
         (status = 401, description = "No valid API key", body = ErrorBody),
         (status = 404, description = "No such sandbox", body = ErrorBody),
         (status = 409, description = "It is changing its state", body = ErrorBody),
@@ -85,8 +88,9 @@ pub(super) async fn export_sandbox(
     Id(id): Id,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let compression = compression(query)?;
-    let exported = state.sandboxes.export(&id).await?;
+    let compression = compression(query.clone())?;
+    let memory = memory(query)?;
+    let exported = state.sandboxes.export(&id, memory).await?;
     Ok(file(exported, compression, id.as_str()))
 }
 
@@ -117,14 +121,7 @@ pub(super) async fn import(
     body: Body,
 ) -> Result<(StatusCode, Answer<SnapshotInfo>), ApiError> {
     let name = parameter(query.clone(), "name")?;
-    let memory = match parameter(query, "memory")?.as_deref() {
-        None | Some("true") => true,
-        Some("false") => false,
-        Some(_) => {
-            let problem = "memory must be true or false".to_owned();
-            return Err(ApiError::Validation(problem));
-        }
-    };
+    let memory = memory(query)?;
     let name = name.as_deref().filter(|name| !name.is_empty());
     let name = name.map(SnapshotName::parse).transpose();
     let name = name.map_err(|error| ApiError::Validation(error.to_string()))?;
@@ -168,6 +165,17 @@ fn compression(query: Option<String>) -> Result<Compression, ApiError> {
         Some("none") => Ok(Compression::None),
         Some(_) => {
             let problem = "compression must be zstd or none".to_owned();
+            Err(ApiError::Validation(problem))
+        }
+    }
+}
+
+fn memory(query: Option<String>) -> Result<bool, ApiError> {
+    match parameter(query, "memory")?.as_deref() {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(_) => {
+            let problem = "memory must be true or false".to_owned();
             Err(ApiError::Validation(problem))
         }
     }

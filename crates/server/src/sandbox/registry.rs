@@ -307,15 +307,16 @@ impl Sandboxes {
     }
 
     /// Opens a sandbox as it is now for an export, by way of a snapshot that nobody sees. A running
-    /// one stands still meanwhile, as for any snapshot.
-    pub async fn export(&self, id: &SandboxId) -> Result<Exported, ExportError> {
+    /// one stands still meanwhile, as for any snapshot. Without memory, a memory image that cannot be
+    /// read any more is no obstacle.
+    pub async fn export(&self, id: &SandboxId, memory: bool) -> Result<Exported, ExportError> {
         let request = SnapshotRequest {
             name: None,
             usage: SnapshotUse::Fork,
-            memory: true,
+            memory,
         };
         let snapshot = self.snapshot(id, request).await?;
-        let exported = self.transfers.export(Arc::clone(&snapshot)).await;
+        let exported = self.transfers.export(Arc::clone(&snapshot), memory).await;
         // What is exported is open, and needs its names no more.
         if let Err(error) = self.context.snapshots.delete(&snapshot.id).await {
             tracing::warn!(snapshot.id = %snapshot.id, %error, "the snapshot of an export is left for the next start");

@@ -306,6 +306,8 @@ impl<'a> Stage<'a> {
         let mut of_file = self.manifest.snapshot.clone();
         if !self.takes_memory {
             of_file.image = None;
+        }
+        if of_file.image.is_none() {
             of_file.build = build_here.id.clone();
         }
         if let Some(image) = &of_file.image {

@@ -94,9 +94,17 @@ pub struct Exported {
 }
 
 impl Transfers {
-    /// Opens and hashes everything of a snapshot, which takes seconds.
-    pub async fn export(&self, snapshot: Arc<Snapshot>) -> Result<Exported, TransferError> {
+    /// Opens and hashes everything of a snapshot, or its files alone, which takes seconds.
+    pub async fn export(
+        &self,
+        snapshot: Arc<Snapshot>,
+        memory: bool,
+    ) -> Result<Exported, TransferError> {
         let transfers = self.clone();
+        let mut snapshot = Snapshot::clone(&snapshot);
+        if !memory {
+            snapshot.image = None;
+        }
         let export = blocking(move || export::open(&transfers, &snapshot)).await?;
         Ok(Exported {
             export,

@@ -27,12 +27,15 @@ async fn collect(exported: Exported, compression: Compression) -> Vec<u8> {
 }
 
 async fn export(sandboxes: &Sandboxes, snapshot: &Arc<Snapshot>) -> Vec<u8> {
-    let exported = sandboxes.transfers().export(Arc::clone(snapshot)).await;
+    let exported = sandboxes
+        .transfers()
+        .export(Arc::clone(snapshot), true)
+        .await;
     collect(exported.unwrap(), Compression::None).await
 }
 
 async fn export_sandbox(sandboxes: &Sandboxes, id: &SandboxId) -> Vec<u8> {
-    let exported = sandboxes.export(id).await.unwrap();
+    let exported = sandboxes.export(id, true).await.unwrap();
     collect(exported, Compression::Zstd).await
 }
 
@@ -201,7 +204,7 @@ async fn a_running_or_paused_sandbox_is_exported_and_stays_what_it_was() {
 async fn an_export_of_what_is_not_there_is_refused() {
     let place = Place::new();
     let sandboxes = place.open().await;
-    let refused = sandboxes.export(&SandboxId::random()).await.map(drop);
+    let refused = sandboxes.export(&SandboxId::random(), true).await.map(drop);
     assert!(
         matches!(
             refused,
@@ -218,19 +221,62 @@ async fn a_damaged_snapshot_is_an_error_before_the_first_byte() {
     let image = files.images().path(from.snapshot.image.as_ref().unwrap());
     std::fs::write(image.join("checkpoint.img"), "2 altered").unwrap();
     let transfers = from.sandboxes.transfers();
-    let refused = transfers.export(Arc::clone(&from.snapshot)).await;
+    let refused = transfers.export(Arc::clone(&from.snapshot), true).await;
     let refused = refused.map(drop);
     assert!(
         matches!(refused, Err(TransferError::Source(_))),
         "{refused:?}"
     );
+    // Its files are still to be had.
+    let files = transfers.export(Arc::clone(&from.snapshot), false).await;
+    let files = collect(files.unwrap(), Compression::Zstd).await;
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let snapshot = import(&sandboxes, &files).await.unwrap();
+    let (_, execution) = create_from(&place, &sandboxes, &snapshot).await;
+    assert_eq!(place.host.memory(&execution), Some(0), "it was booted");
+    let disk = place
+        .data_dir()
+        .join("snapshots")
+        .join(snapshot.id.as_str());
+    let disk = disk.join("disks").join(snapshot.disks[0].as_str());
+    let counted = std::fs::read_to_string(disk.join(engine::fake::DISK_FILE)).unwrap();
+    assert_eq!(counted, "1\n2\n");
+}
+
+#[tokio::test]
+async fn an_import_that_would_fill_the_disk_is_refused() {
+    let from = source().await;
+    let mut place = Place::new();
+    place.free_space_reserve = u64::MAX / 2;
+    let sandboxes = place.open().await;
+    let refused = import(&sandboxes, &from.file).await;
+    assert!(
+        matches!(refused, Err(TransferError::NoSpace(_))),
+        "{refused:?}"
+    );
+    place.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_export_of_the_first_format_is_read_for_ever() {
+    let golden = include_bytes!("golden/export-1.tar.zst");
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let snapshot = import(&sandboxes, golden).await.unwrap();
+    let (_, execution) = create_from(&place, &sandboxes, &snapshot).await;
+    assert_eq!(place.host.memory(&execution), Some(2));
+    assert_eq!(place.host.violations(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_snapshot_that_is_deleted_meanwhile_is_exported_to_its_end() {
     let from = source().await;
     let transfers = from.sandboxes.transfers();
-    let exported = transfers.export(Arc::clone(&from.snapshot)).await.unwrap();
+    let exported = transfers
+        .export(Arc::clone(&from.snapshot), true)
+        .await
+        .unwrap();
     let reference = from.snapshot.reference();
     from.sandboxes.delete_snapshot(&reference).await.unwrap();
     assert_eq!(collect(exported, Compression::None).await, from.file);
@@ -241,7 +287,10 @@ async fn a_snapshot_that_is_deleted_meanwhile_is_exported_to_its_end() {
 async fn a_reader_that_leaves_ends_an_export() {
     let from = source().await;
     let transfers = from.sandboxes.transfers();
-    let exported = transfers.export(Arc::clone(&from.snapshot)).await.unwrap();
+    let exported = transfers
+        .export(Arc::clone(&from.snapshot), true)
+        .await
+        .unwrap();
     let reference = from.snapshot.reference();
     drop(exported.stream(Compression::Zstd));
     from.sandboxes.delete_snapshot(&reference).await.unwrap();
@@ -254,7 +303,7 @@ async fn whatever_is_cut_altered_or_no_export_is_refused_and_leaves_nothing() {
     let exported = from
         .sandboxes
         .transfers()
-        .export(Arc::clone(&from.snapshot))
+        .export(Arc::clone(&from.snapshot), true)
         .await;
     let packed = collect(exported.unwrap(), Compression::Zstd).await;
     let place = Place::new();

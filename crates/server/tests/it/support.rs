@@ -32,6 +32,7 @@ pub(crate) struct Place {
     pub(crate) host: Arc<FakeHost>,
     pub(crate) faults: Arc<Mutex<VecDeque<(Step, Fault)>>>,
     pub(crate) boot_without_memory: bool,
+    pub(crate) free_space_reserve: u64,
 }
 
 impl Place {
@@ -41,6 +42,7 @@ impl Place {
             host: FakeHost::new(),
             faults: Arc::default(),
             boot_without_memory: true,
+            free_space_reserve: 0,
         }
     }
 
@@ -106,7 +108,7 @@ impl Place {
                     pre_pause_failure: HookFailure::Ignore,
                 },
                 boot_without_memory: self.boot_without_memory,
-                free_space_reserve: 0,
+                free_space_reserve: self.free_space_reserve,
             },
             templates: Templates::new(vec![Arc::new(template)]),
             faults,
