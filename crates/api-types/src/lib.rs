@@ -22,5 +22,5 @@ pub use request::{
 };
 pub use response::{
     Fork, ListedSandbox, PauseMode, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout,
-    SandboxState, SnapshotInfo, VolumeMount,
+    SandboxState, SnapshotInfo, StorageUse, VolumeMount,
 };

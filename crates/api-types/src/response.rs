@@ -217,3 +217,13 @@ pub struct Fork {
     #[schema(nullable = false)]
     pub error: Option<ErrorBody>,
 }
+
+/// Bytes on the host's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageUse {
+    /// What its deletion would give back.
+    pub own_bytes: u64,
+    /// What other sandboxes or snapshots stand on, too.
+    pub shared_bytes: u64,
+}

@@ -34,6 +34,8 @@ use super::{handlers, history, snapshots, transfers};
         snapshots::delete,
         snapshots::fork,
         snapshots::rollback,
+        snapshots::sandbox_storage,
+        snapshots::snapshot_storage,
         transfers::export_snapshot,
         transfers::export_sandbox,
         transfers::import,

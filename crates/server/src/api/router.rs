@@ -136,7 +136,15 @@ fn routes() -> Router<HttpState> {
         .route("/sandboxes/{sandboxID}/snapshots", post(snapshots::create))
         .route("/sandboxes/{sandboxID}/fork", post(snapshots::fork))
         .route("/sandboxes/{sandboxID}/rollback", post(snapshots::rollback))
+        .route(
+            "/sandboxes/{sandboxID}/storage",
+            get(snapshots::sandbox_storage),
+        )
         .route("/snapshots", get(snapshots::list))
+        .route(
+            "/snapshots/{snapshotID}/storage",
+            get(snapshots::snapshot_storage),
+        )
         .route("/snapshots/import", post(transfers::import))
         .route(
             "/snapshots/{snapshotID}/export",

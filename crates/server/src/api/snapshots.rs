@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api_types::{
-    ErrorBody, Fork, ForkSandbox, NewSnapshot, RollbackSandbox, Sandbox, SnapshotInfo,
+    ErrorBody, Fork, ForkSandbox, NewSnapshot, RollbackSandbox, Sandbox, SnapshotInfo, StorageUse,
 };
 use axum::Json as Answer;
 use axum::extract::{Path, RawQuery, State};
@@ -172,4 +172,38 @@ pub(super) async fn rollback(
 ) -> Result<Answer<Sandbox>, ApiError> {
     let rolled_back = state.sandboxes.rollback(&id, &body.snapshot_id).await?;
     Ok(Answer(view::sandbox(rolled_back, &state.domain)))
+}
+
+/// What a sandbox takes on the host's disk
+///
+/// Its disks and its memory image, if it has one.
+#[utoipa::path(get, path = "/sandboxes/{sandboxID}/storage", tag = "sandboxes",
+    params(("sandboxID" = String, Path)),
+    responses(
+        (status = 200, description = "Bytes on the host's disk", body = StorageUse),
+        (status = 400, description = "Malformed id", body = ErrorBody),
+        (status = 401, description = "No valid API key", body = ErrorBody),
+        (status = 404, description = "No such sandbox", body = ErrorBody),
+    ))]
+pub(super) async fn sandbox_storage(
+    State(state): State<HttpState>,
+    Id(id): Id,
+) -> Result<Answer<StorageUse>, ApiError> {
+    Ok(Answer(view::storage(state.sandboxes.storage(&id).await?)))
+}
+
+/// What a snapshot takes on the host's disk
+#[utoipa::path(get, path = "/snapshots/{snapshotID}/storage", tag = "snapshots",
+    params(("snapshotID" = String, Path)),
+    responses(
+        (status = 200, description = "Bytes on the host's disk", body = StorageUse),
+        (status = 401, description = "No valid API key", body = ErrorBody),
+        (status = 404, description = "No such snapshot", body = ErrorBody),
+    ))]
+pub(super) async fn snapshot_storage(
+    State(state): State<HttpState>,
+    Path(reference): Path<String>,
+) -> Result<Answer<StorageUse>, ApiError> {
+    let storage = state.sandboxes.snapshot_storage(&reference).await?;
+    Ok(Answer(view::storage(storage)))
 }

@@ -2,10 +2,10 @@
 
 use api_types::{
     ListedSandbox, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout, SandboxState,
-    SnapshotInfo,
+    SnapshotInfo, StorageUse,
 };
 
-use crate::sandbox::{Lifecycle, OnTimeout, PauseMode, PublicState, SandboxView};
+use crate::sandbox::{Lifecycle, OnTimeout, PauseMode, PublicState, SandboxView, Storage};
 use crate::snapshots::{Snapshot, SnapshotName};
 
 /// Old clients refuse a sandbox without one; it means nothing.
@@ -78,6 +78,13 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> SnapshotInfo {
         sandbox_id: snapshot.source.to_string(),
         created_at: snapshot.created_at,
         memory: snapshot.image.is_some(),
+    }
+}
+
+pub(super) fn storage(storage: Storage) -> StorageUse {
+    StorageUse {
+        own_bytes: storage.own_bytes,
+        shared_bytes: storage.shared_bytes,
     }
 }
 

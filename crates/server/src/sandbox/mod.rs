@@ -33,6 +33,7 @@ mod resume;
 mod rollback;
 mod seal;
 pub mod state;
+mod storage;
 mod transition;
 mod view;
 
@@ -47,6 +48,7 @@ pub use hooks::{HookFailure, HookSettings};
 pub use id::SandboxId;
 pub use record::{Record, Run, SandboxSpec};
 pub use registry::{Connected, ExportError, Parts, Sandboxes};
+pub use storage::Storage;
 pub use view::{
     CreateRequest, Lifecycle, OnTimeout, PauseMode, PauseRequest, PublicState, ResumeFrom, Route,
     SandboxView, SnapshotRequest,

@@ -15,10 +15,12 @@ use tokio_util::task::TaskTracker;
 use super::context::Context;
 use super::create::Origin;
 use super::driver::{Driver, Message, Published, Request, Work};
+use super::files::SandboxFiles;
 use super::state::State;
 use super::{
     CreateRequest, Disks, Faults, PauseRequest, PublicState, Record, ResumeFrom, Route, Run,
-    SandboxError, SandboxId, SandboxSpec, SandboxView, Settings, SnapshotRequest, create, rollback,
+    SandboxError, SandboxId, SandboxSpec, SandboxView, Settings, SnapshotRequest, Storage, create,
+    rollback,
 };
 use crate::db::{Db, DbError};
 use crate::snapshots::{Snapshot, SnapshotUse, Snapshots};
@@ -410,6 +412,27 @@ impl Sandboxes {
         Ok(forks)
     }
 
+    /// What a sandbox takes on the host's disk.
+    pub async fn storage(&self, id: &SandboxId) -> Result<Storage, SandboxError> {
+        // For callers one that is being made or killed is not there.
+        self.get(id)?;
+        let directory = SandboxFiles::new(&self.context.data_dir, id)
+            .root()
+            .to_owned();
+        added_up(directory).await
+    }
+
+    /// What a snapshot takes on the host's disk.
+    pub async fn snapshot_storage(&self, reference: &str) -> Result<Storage, SandboxError> {
+        let snapshot = self.context.snapshots.find(reference);
+        let unknown = || SandboxError::SnapshotNotFound(reference.to_owned());
+        let files = self
+            .context
+            .snapshots
+            .files(&snapshot.ok_or_else(unknown)?.id);
+        added_up(files.root().to_owned()).await
+    }
+
     /// Deletes the snapshots that a reference names: all tags of a name. Refused as long as a
     /// sandbox exists that was made from one of them.
     pub async fn delete_snapshot(&self, reference: &str) -> Result<(), SandboxError> {
@@ -665,6 +688,15 @@ pub enum ExportError {
     /// The snapshot could not be read.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+}
+
+async fn added_up(directory: PathBuf) -> Result<Storage, SandboxError> {
+    let storage = crate::blocking::run(move || Storage::of(&directory)).await;
+    storage.map_err(|error| SandboxError::Failed {
+        action: "adding up of files",
+        left_as: "as it was",
+        cause: error.to_string(),
+    })
 }
 
 /// Why the sandboxes could not be taken over at start. Nothing was deleted.

@@ -432,6 +432,19 @@ async fn snapshots_are_made_listed_used_and_deleted() {
         assert_eq!(found.as_array().unwrap().len(), count, "{query}");
     }
 
+    let line = format!("GET /snapshots/{}/storage", reference.replace(':', "%3A"));
+    let of_snapshot = server.api(&line, "").await.json();
+    let of_source = server
+        .api(&format!("GET /sandboxes/{id}/storage"), "")
+        .await
+        .json();
+    for storage in [of_snapshot, of_source] {
+        assert!(storage["ownBytes"].as_u64().unwrap() > 0, "{storage}");
+        assert!(storage["sharedBytes"].is_u64(), "{storage}");
+    }
+    let nowhere = server.api("GET /snapshots/nothing/storage", "").await;
+    assert_error(&nowhere, 404, "not found");
+
     let child = server
         .api(
             "POST /v2/sandboxes",
