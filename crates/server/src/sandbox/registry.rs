@@ -1,7 +1,7 @@
 //! All sandboxes by id, and the calls that others make about them.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use super::{
     rollback,
 };
 use crate::db::{Db, DbError};
-use crate::snapshots::{Snapshot, SnapshotUse, Snapshots};
+use crate::snapshots::{Snapshot, SnapshotFiles, SnapshotUse, Snapshots};
 use crate::template::Templates;
 use crate::transfer::{Exported, TransferError, Transfers, sweep_layers};
 
@@ -182,14 +182,22 @@ impl Sandboxes {
             live: Live::default(),
         };
         let mut used: BTreeSet<PathBuf> = layers.into_iter().collect();
+        let mut known = BTreeSet::new();
         for snapshot in sandboxes.snapshots().listed() {
             used.extend(snapshot.layers.iter().cloned());
+            known.insert(snapshot.id.to_string());
         }
         for (record, work) in super::recovery::recover(&sandboxes.context).await? {
             used.extend(record.spec.layers.iter().cloned());
+            known.insert(record.id.to_string());
             sandboxes.drive(record, work, None);
         }
-        sweep_layers(&sandboxes.context.data_dir, &used);
+        let data_dir = &sandboxes.context.data_dir;
+        let folders = [SandboxFiles::all(data_dir), SnapshotFiles::all(data_dir)];
+        // What the database does not know may stand on any layer.
+        if !folders.iter().any(|folder| has_strangers(folder, &known)) {
+            sweep_layers(data_dir, &used);
+        }
         Ok(sandboxes)
     }
 
@@ -677,6 +685,13 @@ impl Sandboxes {
     pub fn deadline(&self, id: &SandboxId) -> Result<OffsetDateTime, SandboxError> {
         Ok(self.get(id)?.end_at)
     }
+}
+
+/// Whether a folder has anything whose name is none of these.
+fn has_strangers(folder: &Path, known: &BTreeSet<String>) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names = entries.map(|entry| entry.file_name());
+    names.any(|name| name.to_str().is_none_or(|name| !known.contains(name)))
 }
 
 /// Why a sandbox was not exported; it is as before.

@@ -482,6 +482,25 @@ async fn engine_builds_come_along_only_where_that_is_allowed() {
 }
 
 #[tokio::test]
+async fn layers_stay_as_long_as_there_is_something_the_database_does_not_know() {
+    let from = source().await;
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let here = layers(&place);
+    let snapshot = import(&sandboxes, &from.file).await.unwrap();
+    let with_imported = layers(&place);
+    drop(sandboxes);
+    // As with a database that was lost and made anew.
+    let db = server::db::Db::open(&place.data_dir().join("sandbase.db")).unwrap();
+    db.delete_snapshot(snapshot.id.clone()).await.unwrap();
+    drop(place.open().await);
+    assert_eq!(layers(&place), with_imported);
+    std::fs::remove_dir_all(&place.snapshot_directories()[0]).unwrap();
+    drop(place.open().await);
+    assert_eq!(layers(&place), here);
+}
+
+#[tokio::test]
 async fn a_crash_before_the_commit_of_an_import_leaves_nothing() {
     let from = source().await;
     let place = Place::new();
