@@ -38,6 +38,10 @@ pub enum Call {
     Start,
     /// `start`, after the guest ran and wrote to its disk.
     StartLate,
+    /// `start` from an image, which the engine refuses.
+    Restore,
+    /// `start` without an image.
+    Boot,
     /// The agent does not answer after a start.
     Agent,
     /// The agent's `prepare` fails.
@@ -172,6 +176,13 @@ fn failed(step: &str) -> impl Fn(io::Error) -> EngineError {
     }
 }
 
+/// A copied disk is as old as what is on it, as a real one is.
+fn keep_times(from: &Path, to: &Path) -> io::Result<()> {
+    let modified = fs::metadata(from.join(DISK_FILE))?.modified()?;
+    let copy = fs::File::options().write(true).open(to.join(DISK_FILE))?;
+    copy.set_modified(modified)
+}
+
 /// The engine of one server on a [`FakeHost`].
 pub struct Fake {
     host: Arc<FakeHost>,
@@ -253,7 +264,8 @@ impl Engine for Fake {
         if self.host.meet(Call::MakeDisk) {
             return Err(injected("copy disk"));
         }
-        crate::disk_copy::copy(from, to).map_err(failed("copy disk"))
+        let copied = crate::disk_copy::copy(from, to).and_then(|()| keep_times(from, to));
+        copied.map_err(failed("copy disk"))
     }
 
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError> {
@@ -281,6 +293,13 @@ impl Engine for Fake {
         };
         if self.host.meet(Call::Start) {
             return Err(failure(injected("start"), false));
+        }
+        let refused = match from {
+            StartFrom::Image(_) => self.host.meet(Call::Restore),
+            StartFrom::Boot => self.host.meet(Call::Boot),
+        };
+        if refused {
+            return Err(failure(injected("restore or boot"), true));
         }
         let in_use = lock(&self.host.executions)
             .values()

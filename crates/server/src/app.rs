@@ -25,7 +25,9 @@ use crate::transfer::EngineBuilds;
 
 /// How long transitions in flight may take to end when the server is told to stop. Whatever does
 /// not end in this time is finished or undone at the next start.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(80);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+/// How long pausing all running sandboxes may take before, if that is wanted.
+const PAUSE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Serves until SIGTERM or SIGINT. Running sandboxes go on running without the server and are
 /// taken over by the next one.
@@ -87,12 +89,15 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
     shutdown.cancel();
     requests.close();
-    let settled = async {
-        tokio::join!(sandboxes.settle(), requests.wait());
-        if on_shutdown == OnShutdown::Pause {
-            sandboxes.pause_all().await;
-        }
-    };
+    // The pauses first: open connections into sandboxes end with them, and with nothing else.
+    if on_shutdown == OnShutdown::Pause
+        && tokio::time::timeout(PAUSE_LIMIT, sandboxes.pause_all())
+            .await
+            .is_err()
+    {
+        tracing::error!(limit = ?PAUSE_LIMIT, "not all sandboxes were paused in time; the others run on");
+    }
+    let settled = async { tokio::join!(sandboxes.settle(), requests.wait()) };
     if tokio::time::timeout(SHUTDOWN_LIMIT, settled).await.is_err() {
         tracing::warn!("a transition did not end in time; the next start finishes or undoes it");
     }

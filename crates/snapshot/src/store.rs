@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::manifest::{EngineIdentity, FORMAT_VERSION, FileEntry, ImageId, Manifest, Subject};
 
@@ -131,9 +131,15 @@ impl Images {
         };
         for file in &manifest.files {
             let path = directory.join(&file.name);
-            let size = fs::metadata(&path)
-                .map_err(io_error("look at", &path))?
-                .len();
+            // What the manifest names may come from elsewhere: a link or a pipe is no file of an image.
+            let size = match fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_file() => metadata.len(),
+                Ok(_) => return Err(damaged(format!("{} is no file", file.name))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(damaged(format!("{} is missing", file.name)));
+                }
+                Err(error) => return Err(io_error("look at", &path)(error)),
+            };
             if size != file.size_bytes {
                 return Err(damaged(format!(
                     "{} has {size} bytes, {} were committed",
@@ -157,12 +163,18 @@ impl Images {
         }
         let manifest = self.check(id)?;
         let staging = to.stage(id)?;
+        let directory = staging.staging.clone();
         let names = manifest.files.iter().map(|file| file.name.as_str());
-        for name in names.chain([MANIFEST]) {
-            let target = staging.staging.join(name);
-            fs::hard_link(self.path(id).join(name), &target).map_err(io_error("link", &target))?;
+        let linked = names.chain([MANIFEST]).try_for_each(|name| {
+            let target = directory.join(name);
+            fs::hard_link(self.path(id).join(name), &target).map_err(io_error("link", &target))
+        });
+        let shared = linked.and_then(|()| staging.publish());
+        if shared.is_err() {
+            // Best effort: the error that is told is the first one.
+            let _ = remove(&directory);
         }
-        staging.publish()
+        shared
     }
 
     /// Bytes of all files of a committed image.
@@ -310,6 +322,22 @@ fn parse(id: &ImageId, text: &[u8]) -> Result<Manifest, ImageError> {
         });
     }
     let manifest: Manifest = serde_json::from_slice(text).map_err(damaged)?;
+    let plain = |name: &str| {
+        let mut components = Path::new(name).components();
+        let first = components.next();
+        matches!(first, Some(Component::Normal(_)) if components.next().is_none())
+            && !name.contains('/')
+            && name != MANIFEST
+    };
+    if let Some(file) = manifest.files.iter().find(|file| !plain(&file.name)) {
+        return Err(ImageError::Damaged {
+            id: id.clone(),
+            what: format!(
+                "{MANIFEST} names '{}', which is no file of an image",
+                file.name
+            ),
+        });
+    }
     if manifest.id != *id {
         let what = format!("its manifest names {}", manifest.id);
         return Err(ImageError::Damaged {
@@ -326,8 +354,10 @@ fn sync(path: &Path) -> Result<(), ImageError> {
 }
 
 fn hash(path: &Path) -> Result<String, ImageError> {
-    let content = fs::read(path).map_err(io_error("read", path))?;
-    Ok(blake3::hash(&content).to_hex().to_string())
+    let file = File::open(path).map_err(io_error("open", path))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file).map_err(io_error("read", path))?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn remove(path: &Path) -> Result<(), ImageError> {
@@ -395,6 +425,29 @@ mod tests {
         fs::write(&file, b"grapX").unwrap();
         assert!(matches!(images.check(&id), Err(ImageError::Damaged { .. })));
         fs::write(&file, b"gra").unwrap();
+        assert!(matches!(images.check(&id), Err(ImageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_manifest_names_files_of_the_image_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(folder.path().to_owned());
+        let id = committed(&images);
+        let path = images.path(&id).join(MANIFEST);
+        let text = fs::read_to_string(&path).unwrap();
+        let file = "checkpoint.img";
+        assert!(text.contains(file));
+        for name in ["/dev/zero", "../x", "a/b", ".", "..", "", MANIFEST] {
+            fs::write(&path, text.replace(file, name)).unwrap();
+            let refused = images.check(&id);
+            assert!(matches!(refused, Err(ImageError::Damaged { .. })), "{name}");
+        }
+        fs::write(&path, &text).unwrap();
+        images.check(&id).unwrap();
+        let file = images.path(&id).join(file);
+        fs::remove_file(&file).unwrap();
+        assert!(matches!(images.check(&id), Err(ImageError::Damaged { .. })));
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
         assert!(matches!(images.check(&id), Err(ImageError::Damaged { .. })));
     }
 

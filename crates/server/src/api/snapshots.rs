@@ -24,7 +24,8 @@ const MOST_FORKS: i32 = 100;
 ///
 /// Files and memory, as they are at one moment. A running sandbox goes on running with the same id
 /// and deadline; it stands still for as long as a pause and a resume take, and its connections are
-/// cut. A paused one stays paused. The snapshot outlives the sandbox.
+/// cut. (Should it not start again, it is paused, and the snapshot is there all the same.) A paused
+/// one stays paused. The snapshot outlives the sandbox.
 #[utoipa::path(post, path = "/sandboxes/{sandboxID}/snapshots", tag = "snapshots",
     params(("sandboxID" = String, Path)), request_body = Option<NewSnapshot>,
     responses(

@@ -69,11 +69,23 @@ pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbE
             record.run.agent_silent,
         ],
     )?;
-    if changed == 1 {
+    if changed == 1 || is_stored(connection, record)? {
         Ok(())
     } else {
         Err(DbError::Outdated(record.id.to_string()))
     }
+}
+
+/// Whether this very generation is there already: an earlier try may have worked and been told as
+/// failed.
+fn is_stored(connection: &Connection, record: &Record) -> Result<bool, DbError> {
+    let state = encode(record, &record.state)?;
+    let found = connection.query_row(
+        "SELECT count(*) FROM sandboxes WHERE id = ?1 AND generation = ?2 AND state = ?3",
+        params![record.id.as_str(), record.generation, state],
+        |row| row.get::<_, i64>(0),
+    )?;
+    Ok(found == 1)
 }
 
 fn load(connection: &Connection) -> Result<Vec<Record>, DbError> {

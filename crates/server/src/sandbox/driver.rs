@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use snapshot::ImageId;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -109,6 +110,8 @@ pub(super) struct Driver {
     cause: Option<Cause>,
     /// The snapshot that the transition in flight has committed.
     made: Option<Arc<Snapshot>>,
+    /// Deletes the image that the current run was loaded from, when it is read no more.
+    releasing: Option<JoinHandle<()>>,
     /// Resolves when the live execution dies.
     exit: Option<(ExecutionId, BoxFuture<'static, ExitReason>)>,
     expiry_not_before: Option<OffsetDateTime>,
@@ -142,6 +145,7 @@ impl Driver {
             waiting: VecDeque::new(),
             cause: None,
             made: None,
+            releasing: None,
             exit: None,
             expiry_not_before: None,
         };
@@ -272,6 +276,17 @@ impl Driver {
         self.exit = None;
         self.joined.extend(cause);
         self.work = self.work_for(Some(&transition));
+        // The image that a rollback goes back to may be the very one that is about to be deleted.
+        if matches!(transition, Transition::Rollback(_))
+            && let Some(releasing) = self.releasing.take()
+            && let Some(work) = self.work.take()
+        {
+            self.work = Some(Box::pin(async move {
+                // It was not aborted, and a panic in it is reported by the runtime.
+                let _ = releasing.await;
+                work.await
+            }));
+        }
     }
 
     /// What has to be done in this state; `None` in those that last.
@@ -375,12 +390,7 @@ impl Driver {
             if matches!(self.record.state, State::Pausing { .. }) {
                 record.run.agent_silent = agent_silent;
             }
-            // The side effects are done, so the sandbox is in this state even if the journal cannot
-            // be written; what it holds leads a restart to the same state.
-            if self.journal(record.clone()).await.is_err() {
-                self.record = record;
-                self.publish();
-            }
+            self.journal_end(record).await;
         }
         if let Some(work) = self.work_for(None) {
             self.work = Some(work);
@@ -451,6 +461,8 @@ impl Driver {
             return Ok(());
         };
         record.disks = disks;
+        // Names are given in one order, in the database and here.
+        let _turn = self.context.snapshots.turn().await;
         let written = match snapshot.clone() {
             Some(snapshot) => self.journal_with(record, snapshot).await,
             None => self.journal(record).await,
@@ -633,8 +645,11 @@ impl Driver {
     }
 
     fn expiry(&self) -> Option<OffsetDateTime> {
-        matches!(self.record.state, State::Running { .. })
-            .then(|| self.expiry_not_before.unwrap_or(self.record.run.end_at))
+        matches!(self.record.state, State::Running { .. }).then(|| {
+            let end_at = self.record.run.end_at;
+            self.expiry_not_before
+                .map_or(end_at, |not_before| end_at.max(not_before))
+        })
     }
 
     /// The deadline has come.
@@ -667,6 +682,7 @@ impl Driver {
         let (engine, watched) = (Arc::clone(&self.context.engine), execution.clone());
         let exit = Box::pin(async move { engine.exited(&watched).await });
         self.exit = Some((execution.clone(), exit));
+        self.expiry_not_before = None;
         let (context, execution) = (Arc::clone(&self.context), execution.clone());
         let images = self.context.files(&self.record).images();
         // From the guest's first instruction on, the image it came from fits no disk any more. It
@@ -675,7 +691,7 @@ impl Driver {
         if old.is_empty() {
             return;
         }
-        self.context.tasks.spawn(async move {
+        self.releasing = Some(self.context.tasks.spawn(async move {
             if let Err(error) = context.engine.image_released(&execution).await {
                 tracing::debug!(execution.id = %execution, %error, "an image is read no more");
             }
@@ -683,7 +699,17 @@ impl Driver {
             if let Err(error) = deleted {
                 tracing::warn!(execution.id = %execution, %error, "an old image could not be deleted");
             }
-        });
+        }));
+    }
+
+    /// Writes the end of a transition, trying again until that works: nobody is told of a state that
+    /// a restart of the server would not find. (One that finds `Creating` deletes the sandbox.)
+    async fn journal_end(&mut self, record: Record) {
+        let mut wait = Duration::from_millis(50);
+        while self.journal(record.clone()).await.is_err() {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(5));
+        }
     }
 
     /// Writes the record with the next generation and publishes it.

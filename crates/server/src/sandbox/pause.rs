@@ -37,7 +37,13 @@ pub(super) async fn pause(
     };
     let agent = match saved {
         Ok(agent) => agent,
-        Err(cause) => return undo(&context, &record, &execution, cause).await,
+        Err(cause) => {
+            if !committed_all_the_same(&context, &record, &target).await {
+                return undo(&context, &record, &execution, cause).await;
+            }
+            tracing::warn!(sandbox.id = %record.id, error = %cause, "the image is there, so the pause is finished");
+            Agent::Helped
+        }
     };
     finish(&context, &record, &execution, &target).await;
     Ended {
@@ -165,6 +171,16 @@ fn engine_identity(context: &Context, execution: &ExecutionId) -> Result<EngineI
         version: build.version,
         build: build.id.0,
     })
+}
+
+/// Whether the image got its name although its commit was told as failed, and cannot be taken away
+/// again: then the pause has happened. A crash from here on would find it so.
+async fn committed_all_the_same(context: &Context, record: &Record, target: &PauseTarget) -> bool {
+    let PauseTarget::Memory { image } = target else {
+        return false;
+    };
+    let (images, image) = (context.files(record).images(), image.clone());
+    blocking(move || images.is_committed(&image) && images.delete(&image).is_err()).await
 }
 
 /// Puts everything back as it was and lets the guest go on.

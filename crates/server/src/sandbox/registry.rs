@@ -129,9 +129,10 @@ impl Live {
     pub(super) fn admit(&self, most: usize) -> Result<Admission, SandboxError> {
         // For writing: two at once must not both take the last place.
         let drivers = self.drivers.write().unwrap_or_else(PoisonError::into_inner);
-        let running = drivers
-            .values()
-            .filter(|handle| handle.published.borrow().record.state.execution().is_some());
+        let running = drivers.values().filter(|handle| {
+            let state = &handle.published.borrow().record.state;
+            state.execution().is_some() || state.counts_as_running()
+        });
         if running.count() + self.admitted.load(Ordering::SeqCst) >= most {
             return Err(SandboxError::TooMany(most));
         }
@@ -359,11 +360,17 @@ impl Sandboxes {
         id: &SandboxId,
         reference: &str,
     ) -> Result<SandboxView, SandboxError> {
-        self.find(id)?;
+        let record = Arc::clone(&self.find(id)?.published.borrow().record);
         let named = self.context.snapshots.named(reference);
+        // An imported one may claim any source: it must at least stand on the same ground.
+        let own = |snapshot: &&Arc<Snapshot>| {
+            snapshot.source == *id
+                && snapshot.layers == record.spec.layers
+                && snapshot.limits == record.spec.limits
+        };
         let snapshot = named
             .iter()
-            .filter(|snapshot| snapshot.source == *id)
+            .filter(own)
             .max_by_key(|snapshot| snapshot.created_at);
         let Some(snapshot) = snapshot else {
             return Err(match named.is_empty() {
@@ -463,7 +470,7 @@ impl Sandboxes {
             let deleted = self.context.snapshots.delete(&snapshot.id).await;
             deleted.map_err(|error| SandboxError::Failed {
                 action: "deletion of a snapshot",
-                left_as: "as it was",
+                left_as: "to be deleted at the next start at the latest",
                 cause: format!("{error:?}"),
             })?;
         }

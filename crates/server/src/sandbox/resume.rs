@@ -1,7 +1,7 @@
 //! resume: check what was saved, start from it, greet the agent.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use engine::{BuildId, EngineError, ExecutionId, StartFrom};
 use snapshot::{ImageError, ImageId, Manifest};
@@ -11,7 +11,10 @@ use super::context::Context;
 use super::faults::Step;
 use super::launch;
 use super::state::{Outcome, Saved, StartPoint};
-use super::transition::{Cause, Ended, blocking, destroy};
+use super::transition::{Cause, Ended, blocking, destroy, until_done};
+
+/// Between the two attempts of a resume.
+const RETRY_WAIT: Duration = Duration::from_millis(250);
 
 /// What is known about a failed attempt.
 struct Failure {
@@ -73,7 +76,7 @@ pub(super) async fn resume(
         if from_image
             && outcome == Outcome::Undone
             && context.settings.boot_without_memory
-            && let Some(why) = unusable(&failure.cause, retried)
+            && let Some(why) = unusable(&failure, retried)
         {
             tracing::error!(sandbox.id = %record.id, why, "the memory image cannot be used; booting from the disk instead");
             return Ended::failed(Outcome::MemoryUnusable(why), failure.cause);
@@ -82,6 +85,8 @@ pub(super) async fn resume(
             return Ended::failed(outcome, failure.cause);
         }
         tracing::warn!(sandbox.id = %record.id, error = %failure.cause, "a resume failed, trying once more");
+        // What the host was short of may be there again.
+        tokio::time::sleep(RETRY_WAIT).await;
         retried = true;
     }
 }
@@ -162,6 +167,7 @@ async fn from_memory(
         .await
         .map_err(Failure::before_the_guest)?;
     let path = images.path(image);
+    renew_missing_disk(context, record).await?;
     context
         .engine
         .start(&spec, StartFrom::Image(&path))
@@ -189,6 +195,7 @@ async fn from_disk(
         .reach(Step::ResumeStart)
         .await
         .map_err(Failure::before_the_guest)?;
+    renew_missing_disk(context, record).await?;
     context
         .engine
         .start(&spec, StartFrom::Boot)
@@ -226,20 +233,20 @@ async fn undo(
     guest_may_have_run: bool,
 ) -> Outcome {
     destroy(context, execution).await;
+    if record.disks.fresh {
+        // Whatever this start wrote goes with the disk; the next one makes an empty one.
+        let disk = context.own_disk(record);
+        until_done("remove a disk that only a failed start used", || {
+            context.engine.remove_disk(&disk)
+        })
+        .await;
+        return Outcome::Undone;
+    }
     let Saved::Memory { image } = saved else {
         return Outcome::Undone;
     };
     if !guest_may_have_run {
         return Outcome::Undone;
-    }
-    if record.disks.fresh {
-        return match renew_disk(context, record).await {
-            Ok(()) => Outcome::Undone,
-            Err(error) => {
-                tracing::error!(sandbox.id = %record.id, %error, "an empty disk could not be made again");
-                Outcome::MemoryStale
-            }
-        };
     }
     let images = context.files(record).images();
     let id = image.clone();
@@ -249,39 +256,40 @@ async fn undo(
         Err(_) => return Outcome::Undone,
     };
     let frozen_at = u64::try_from(manifest.subject.frozen_at_ns).unwrap_or(0);
-    let frozen_at = SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(frozen_at);
-    match context
-        .engine
-        .disk_changed_since(&context.own_disk(record), frozen_at)
-        .await
-    {
-        Ok(false) => Outcome::Undone,
-        Ok(true) => Outcome::MemoryStale,
-        Err(error) => {
-            tracing::error!(sandbox.id = %record.id, %error, "the disk could not be compared with the image");
-            Outcome::MemoryStale
-        }
+    let frozen_at = SystemTime::UNIX_EPOCH + Duration::from_nanos(frozen_at);
+    // Neither answer may be guessed: a wrong one gives memory up or puts it over another disk.
+    let disk = context.own_disk(record);
+    let changed = until_done("compare a disk with its memory image", || {
+        context.engine.disk_changed_since(&disk, frozen_at)
+    });
+    if changed.await {
+        Outcome::MemoryStale
+    } else {
+        Outcome::Undone
     }
 }
 
-/// Puts an empty disk in the place of one that nobody wrote to before this start.
-pub(super) async fn renew_disk(context: &Context, record: &Record) -> Result<(), Cause> {
+/// Makes the empty disk that a failed start left missing.
+async fn renew_missing_disk(context: &Context, record: &Record) -> Result<(), Failure> {
     let disk = context.own_disk(record);
-    context.engine.remove_disk(&disk).await?;
-    context.files(record).disks().create().await?;
+    if !record.disks.fresh || disk.exists() {
+        return Ok(());
+    }
     let size = record.spec.limits.disk_bytes;
-    Ok(context.engine.create_disk(&disk, size).await?)
+    let made = context.engine.create_disk(&disk, size).await;
+    made.map_err(Failure::before_the_guest)
 }
 
 /// Why the image is no good, if the failure is its own: not what may pass by itself (a full disk, an
-/// agent that is slow, a read that failed).
-fn unusable(cause: &Cause, retried: bool) -> Option<String> {
+/// agent that is slow, a read that failed) or went wrong before the image was loaded.
+fn unusable(failure: &Failure, retried: bool) -> Option<String> {
+    let cause = &failure.cause;
     match cause {
         Cause::Image(
             ImageError::Missing(_) | ImageError::Newer { .. } | ImageError::Damaged { .. },
         )
         | Cause::BuildGone(_) => Some(cause.to_string()),
-        Cause::Engine(EngineError::Failed { .. }) if retried => {
+        Cause::Engine(EngineError::Failed { .. }) if retried && failure.guest_may_have_run => {
             Some(format!("it could not be restored, twice: {cause}"))
         }
         Cause::Image(ImageError::Io { .. })

@@ -100,10 +100,17 @@ async fn attempt(
 /// Removes the disks that were put beside the sandbox's own. An image stays until the next sweep: the
 /// execution may still be reading one of the same name.
 pub(super) async fn unstage(context: &Context, record: &Record) {
-    let disks = context.files(record).disks();
+    let (disks, images) = (
+        context.files(record).disks(),
+        context.files(record).images(),
+    );
     let keep = record.disks.clone();
-    if let Err(error) = blocking(move || disks.sweep(&keep)).await {
-        tracing::warn!(sandbox.id = %record.id, %error, "what a failed rollback put there could not be removed");
+    let removed = blocking(move || {
+        disks.sweep(&keep).map_err(|error| error.to_string())?;
+        images.sweep_staging().map_err(|error| error.to_string())
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!(sandbox.id = %record.id, error, "what a failed rollback put there could not be removed");
     }
 }
 

@@ -125,9 +125,21 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 /// Destroys an execution, trying again until it works: going on without would let two executions
 /// share a disk.
 pub(super) async fn destroy(context: &Context, execution: &ExecutionId) {
+    let step = format!("destroy {execution}");
+    until_done(&step, || context.engine.destroy(execution)).await;
+}
+
+/// Tries again until it works: for steps without which no honest answer is possible.
+pub(super) async fn until_done<T, F>(step: &str, mut work: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, EngineError>>,
+{
     let mut wait = Duration::from_millis(50);
-    while let Err(error) = context.engine.destroy(execution).await {
-        tracing::error!(execution.id = %execution, %error, "destroying an execution failed, trying again");
+    loop {
+        match work().await {
+            Ok(value) => return value,
+            Err(error) => tracing::error!(step, %error, "failed, trying again"),
+        }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(5));
     }

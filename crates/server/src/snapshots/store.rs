@@ -14,6 +14,9 @@ pub struct Snapshots {
     db: Db,
     data_dir: PathBuf,
     known: Arc<RwLock<BTreeMap<SnapshotId, Arc<Snapshot>>>>,
+    /// Held from before a snapshot's row is committed until [`Snapshots::committed`] has ended: two
+    /// of one name must be taken up in the order in which they were committed.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Why a snapshot was not deleted.
@@ -40,6 +43,7 @@ impl Snapshots {
             db,
             data_dir: data_dir.to_owned(),
             known: Arc::default(),
+            turn: Arc::default(),
         };
         for snapshot in snapshots.db.load_snapshots().await? {
             match snapshot.usage {
@@ -60,7 +64,13 @@ impl Snapshots {
         SnapshotFiles::new(&self.data_dir, id)
     }
 
-    /// Takes up a snapshot that was just committed, in place of an older one of the same name.
+    /// Waits for the right to commit a snapshot.
+    pub(crate) async fn turn(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// Takes up a snapshot that was just committed, in place of an older one of the same name. The
+    /// caller has the [`turn`](Self::turn).
     pub(crate) async fn committed(&self, snapshot: Arc<Snapshot>) {
         let replaced: Vec<SnapshotId> = match &snapshot.name {
             Some(name) => self

@@ -364,6 +364,7 @@ impl Staged {
         // So that nobody relies on a layer that a failing import takes away again.
         let _one_at_a_time = transfers.publishing.lock().await;
         let mut published = Vec::new();
+        let _turn = transfers.snapshots.turn().await;
         let committed = self.attempt(transfers, &mut published).await;
         if committed.is_err() {
             let (data_dir, files) = (transfers.data_dir.clone(), self.files.clone());

@@ -74,9 +74,21 @@ async fn an_image_that_is_refused_twice_is_given_up_only_when_the_boot_works() {
     let place = Place::new();
     let sandboxes = place.open().await;
     let id = paused(&place, &sandboxes).await;
-    // Nothing starts at all: it is the host's fault, and the memory is kept.
-    for _ in 0..4 {
-        place.host.fail(Call::Start);
+    // The host is at fault before the image is even looked at, or nothing starts at all: the memory
+    // is kept.
+    for calls in [
+        vec![Call::Start, Call::Start],
+        vec![Call::Restore, Call::Restore, Call::Boot, Call::Boot],
+    ] {
+        for call in calls {
+            place.host.fail(call);
+        }
+        let failed = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+        failed.unwrap_err();
+        assert_eq!(place.host.pending_failures(), vec![]);
+    }
+    for call in [Call::Restore, Call::Restore, Call::Boot, Call::Boot] {
+        place.host.fail(call);
     }
     let failed = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
     failed.unwrap_err();
@@ -91,8 +103,8 @@ async fn an_image_that_is_refused_twice_is_given_up_only_when_the_boot_works() {
     assert_eq!(place.host.memory(&place.execution()), Some(1));
     sandboxes.pause(&id, FULL).await.unwrap();
     // Only the image is refused.
-    place.host.fail(Call::Start);
-    place.host.fail(Call::Start);
+    place.host.fail(Call::Restore);
+    place.host.fail(Call::Restore);
     assert_booted(&place, &sandboxes, &id, "twice").await;
 }
 

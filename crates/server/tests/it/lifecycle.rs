@@ -1,7 +1,7 @@
 //! What a sandbox goes through while the server stays up: the contract, and failures of the engine
 //! at every step.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::ExitReason;
 use engine::fake::Call;
@@ -535,5 +535,62 @@ async fn no_more_sandboxes_run_than_the_maximum() {
     for id in ids {
         sandboxes.kill(&id).await.unwrap();
     }
+    place.assert_clean().await;
+}
+
+#[tokio::test]
+async fn after_a_pause_at_the_deadline_the_next_run_has_a_deadline_of_its_own() {
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let mut request = request();
+    request.lifecycle.on_timeout = OnTimeout::Pause(PauseMode::Full);
+    let id = sandboxes.create(request).await.unwrap().id;
+    sandboxes.set_timeout(&id, Duration::ZERO).await.unwrap();
+    eventually("the pause", || {
+        state_of(&sandboxes, &id) == Some(PublicState::Paused)
+    })
+    .await;
+    sandboxes.settle().await;
+    let connected = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+    connected.unwrap();
+    // The next deadline is a minute away: the driver must not act on an older one, neither now nor
+    // when it would have tried a failed pause again.
+    let until = Instant::now() + Duration::from_secs(11);
+    while Instant::now() < until {
+        assert_eq!(state_of(&sandboxes, &id), Some(PublicState::Running));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_told_of_an_end_that_the_journal_does_not_have() {
+    let place = Place::new();
+    let sandboxes = std::sync::Arc::new(place.open().await);
+    let path = place.data_dir().join("sandbase.db");
+    let other = rusqlite::Connection::open(&path).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON sandboxes
+                  WHEN NEW.state LIKE '%\"state\":\"running\"%'
+                  BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+    other.execute_batch(refuse).unwrap();
+    let creating = {
+        let sandboxes = std::sync::Arc::clone(&sandboxes);
+        tokio::spawn(async move { sandboxes.create(request()).await })
+    };
+    eventually("the start", || !place.host.executions().is_empty()).await;
+    // Long enough for several tries of the driver.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        !creating.is_finished(),
+        "the journal does not say that it runs"
+    );
+    assert_eq!(sandboxes.list().len(), 0);
+    other.execute_batch("DROP TRIGGER refuse").unwrap();
+    let id = creating.await.unwrap().unwrap().id;
+    let journaled = place.journaled(&id).await;
+    assert!(
+        matches!(journaled, Some(State::Running { .. })),
+        "{journaled:?}"
+    );
+    sandboxes.kill(&id).await.unwrap();
     place.assert_clean().await;
 }

@@ -448,3 +448,86 @@ async fn a_start_from_a_snapshot_may_fail_half_way_and_be_repeated() {
     assert_eq!(place.host.pending_failures(), vec![]);
     place.assert_clean().await;
 }
+
+#[tokio::test]
+async fn a_start_on_a_fresh_disk_that_cannot_be_made_again_keeps_the_memory() {
+    use engine::fake::Call;
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let source = create(&sandboxes).await;
+    assert!(place.host.step(&place.execution()));
+    sandboxes.pause(&source, FULL).await.unwrap();
+    let snapshot = sandboxes.snapshot(&source, UNNAMED).await.unwrap();
+    // The guest of the first start writes and dies; no disk can be made for another one.
+    place.host.fail(Call::StartLate);
+    place.host.fail(Call::MakeDisk);
+    let failed = sandboxes.connect(&source, MINUTE, ResumeFrom::Saved).await;
+    failed.unwrap_err();
+    assert_eq!(place.host.pending_failures(), vec![]);
+    assert_eq!(state_of(&sandboxes, &source), Some(PublicState::Paused));
+    sandboxes
+        .connect(&source, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
+    assert_eq!(place.host.memory(&place.execution()), Some(1));
+    sandboxes.kill(&source).await.unwrap();
+    sandboxes
+        .delete_snapshot(&snapshot.reference())
+        .await
+        .unwrap();
+    place.assert_clean().await;
+}
+
+#[tokio::test]
+async fn of_snapshots_made_at_once_under_one_name_the_last_one_stays() {
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(create(&sandboxes).await);
+    }
+    for _ in 0..5 {
+        let made = ids.iter().map(|id| sandboxes.snapshot(id, named("ready")));
+        let made = futures_util::future::join_all(made).await;
+        let last = made
+            .into_iter()
+            .map(Result::unwrap)
+            .map(|snapshot| snapshot.id.clone())
+            .collect::<Vec<_>>();
+        let listed = sandboxes.snapshots().listed();
+        assert_eq!(listed.len(), 1, "one has the name");
+        assert!(last.contains(&listed[0].id));
+        assert_eq!(place.snapshot_directories().len(), 1);
+        // It is whole: a sandbox can be made from it.
+        let mut request = request();
+        request.template = "ready".to_owned();
+        let child = sandboxes.create(request).await.unwrap().id;
+        sandboxes.kill(&child).await.unwrap();
+    }
+    for id in &ids {
+        sandboxes.kill(id).await.unwrap();
+    }
+    sandboxes.delete_snapshot("ready").await.unwrap();
+    place.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_rollback_right_after_the_snapshot_finds_its_image() {
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let source = create(&sandboxes).await;
+    assert!(place.host.step(&place.execution()));
+    let snapshot = sandboxes.snapshot(&source, UNNAMED).await.unwrap();
+    for _ in 0..5 {
+        let reference = snapshot.reference();
+        let view = sandboxes.rollback(&source, &reference).await.unwrap();
+        assert_eq!(view.memory_lost, None);
+        assert_eq!(place.host.memory(&place.execution()), Some(1));
+    }
+    sandboxes.kill(&source).await.unwrap();
+    sandboxes
+        .delete_snapshot(&snapshot.reference())
+        .await
+        .unwrap();
+    place.assert_clean().await;
+}
