@@ -58,10 +58,19 @@ pub trait Engine: Send + Sync + 'static {
     async fn create_disk(&self, disk: &Path, size_bytes: u64) -> Result<(), EngineError>;
 
     /// Copies a disk that no execution uses to the directory `to`, which must not exist. Cheap:
-    /// holes stay holes and blocks are shared where the file system can.
+    /// holes stay holes and blocks are shared where the file system can. A power cut may take the
+    /// copy: for a disk that can be made again.
     async fn copy_disk(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
         let (from, to) = (from.to_owned(), to.to_owned());
         on_disk("copying a disk", move || disk_copy::copy(&from, &to)).await
+    }
+
+    /// [Copies](Engine::copy_disk) a disk whose content may soon be nowhere else: the copy is durable
+    /// when this returns.
+    async fn copy_disk_durably(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
+        self.copy_disk(from, to).await?;
+        let to = to.to_owned();
+        on_disk("writing a copied disk back", move || disk_copy::sync(&to)).await
     }
 
     /// Gives a disk that will never be written again a second home at the directory `to`, which must

@@ -83,7 +83,8 @@ async fn attempt(
     } else {
         let copy = DiskId::random();
         let from = context.own_disk(record);
-        engine.copy_disk(&from, &staged.path(&copy)).await?;
+        let to = staged.path(&copy);
+        engine.copy_disk_durably(&from, &to).await?;
         (on_top(copy, sealed), record.disks.clone())
     };
     let image = saved.image().filter(|_| request.memory).cloned();
