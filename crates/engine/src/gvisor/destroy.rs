@@ -9,7 +9,7 @@ use super::execution::{read_number, read_spec};
 use super::paths::{ExecutionDir, Paths};
 use super::process::Process;
 use super::slots::SlotReturn;
-use super::{Gvisor, blocking, cgroup, disk, failed, loopdev, mounts};
+use super::{Gvisor, blocking, boot_mark, cgroup, disk, failed, loopdev, mounts};
 use crate::{EngineError, ExecutionId};
 
 const POLL: Duration = Duration::from_millis(2);
@@ -25,9 +25,15 @@ impl Gvisor {
         };
         self.end_processes(id).await?;
         let directory = self.paths.execution(id);
+        let came_up = self.known(id).is_some();
         let (paths, slots, cleaned) = (self.paths.clone(), self.slots.handle(), id.clone());
         blocking(move || {
             forget_state(&paths, &cleaned)?;
+            mounts::unmount_and_remove(&directory.rootfs())?;
+            // Not below an image that a running guest may have written.
+            if !came_up && let Err(error) = boot_mark::take_back(&directory.disk_mount()) {
+                tracing::warn!(execution.id = %cleaned, %error, "a failed boot left its mark");
+            }
             release(&slots, &directory)?;
             remove_cgroup(&paths.cgroup(&cleaned))?;
             remove_directory(&directory)
@@ -88,9 +94,8 @@ fn still_there(id: &ExecutionId, limit: Duration) -> EngineError {
     }
 }
 
-/// Takes the mounts, the loop device and the network away.
+/// Takes the disks with their loop devices and the network away.
 fn release(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
-    mounts::unmount_and_remove(&directory.rootfs())?;
     mounts::unmount_and_remove(&directory.disk_mount())?;
     let sealed = read_spec(directory).map_or(0, |spec| spec.sealed.len());
     for position in 0..sealed {

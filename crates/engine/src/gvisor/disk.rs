@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Advice, fadvise};
 
+use super::boot_mark::Note;
 use super::mounts::{self, Access};
 use super::paths::ExecutionDir;
 use super::{failed, loopdev};
@@ -22,7 +23,7 @@ const IMAGE: &str = "disk.img";
 /// Smaller files are not worth a system call each.
 const WORTH_FORGETTING: u64 = 1 << 20;
 /// The upper directory of the overlay, on a disk.
-const UPPER: &str = "upper";
+pub(super) const UPPER: &str = "upper";
 /// Below this the journal would take most of the disk.
 const SMALLEST: u64 = 16 << 20;
 
@@ -155,26 +156,6 @@ fn prepare(top: &Metadata, upper: &Path, work: &Path) -> io::Result<()> {
     std::fs::rename(fresh, upper)
 }
 
-/// gVisor mounts a tmpfs of its own, without a limit, over a `/tmp` that is empty at a boot: it
-/// would be memory of the sandbox, and lost by a filesystem-only pause. A mark in it prevents that;
-/// PID 1 removes it.
-pub(super) fn keep_tmp_on_disk(rootfs: &Path) -> io::Result<()> {
-    let tmp = rootfs.join("tmp");
-    if tmp.symlink_metadata().is_err() {
-        std::fs::create_dir(&tmp)?;
-        std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o1777))?;
-    }
-    // A link would lead out of the guest's tree; gVisor leaves one alone.
-    if tmp.symlink_metadata()?.is_dir() {
-        // Exclusively: the guest may have left a link of this name to a file of the host.
-        match File::create_new(tmp.join(crate::TMP_MARK)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(_) | Err(_) => {}
-        }
-    }
-    Ok(())
-}
-
 /// Drops what the host caches of large files on a mounted disk, after writing it back. Files that the
 /// guest removes meanwhile are no matter.
 pub(super) fn forget_cached_files(disk_mount: &Path) -> io::Result<()> {
@@ -206,7 +187,7 @@ pub(super) fn forget_cached_files(disk_mount: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether anything in the upper has a change time after `instant`. Mounts the disk below
+/// Whether anything in the upper has a change time after `instant` that is not our own. Mounts the disk below
 /// `inspect` for the time of the look.
 pub(super) fn changed_since(
     disk: &Path,
@@ -218,7 +199,7 @@ pub(super) fn changed_since(
         let target = inspect.join(format!("{:016x}", rand::random::<u64>()));
         std::fs::create_dir_all(&target)?;
         let changed = mounts::mount_disk(&image(disk), &target, Access::ReadOnly)
-            .and_then(|()| tree_changed_since(&target.join(UPPER), instant));
+            .and_then(|()| tree_changed_since(&target, instant));
         mounts::unmount_and_remove(&target)?;
         loopdev::wait_released(&image(disk))?;
         changed
@@ -226,8 +207,10 @@ pub(super) fn changed_since(
     look().map_err(failed(step))
 }
 
-fn tree_changed_since(root: &Path, instant: SystemTime) -> io::Result<bool> {
-    let mut pending = vec![root.to_owned()];
+fn tree_changed_since(disk_mount: &Path, instant: SystemTime) -> io::Result<bool> {
+    let note = Note::read(disk_mount)?;
+    let root = disk_mount.join(UPPER);
+    let mut pending = vec![root.clone()];
     while let Some(path) = pending.pop() {
         let metadata = match path.symlink_metadata() {
             Ok(metadata) => metadata,
@@ -237,7 +220,11 @@ fn tree_changed_since(root: &Path, instant: SystemTime) -> io::Result<bool> {
             }
             Err(error) => return Err(error),
         };
-        if change_time(&metadata) > instant {
+        let mut changed = change_time(&metadata);
+        if let Some(note) = &note {
+            changed = note.changed(disk_mount, &path, changed);
+        }
+        if changed > instant {
             return Ok(true);
         }
         if metadata.is_dir() {
@@ -249,7 +236,7 @@ fn tree_changed_since(root: &Path, instant: SystemTime) -> io::Result<bool> {
     Ok(false)
 }
 
-fn change_time(metadata: &Metadata) -> SystemTime {
+pub(super) fn change_time(metadata: &Metadata) -> SystemTime {
     let seconds = Duration::from_secs(metadata.ctime().unsigned_abs());
     let nanoseconds = Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
     // Before 1970 only by a broken clock: as old as can be.

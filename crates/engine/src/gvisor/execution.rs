@@ -12,7 +12,7 @@ use super::image::ImageRecord;
 use super::paths::ExecutionDir;
 use super::process::Process;
 use super::runsc::Runsc;
-use super::{Gvisor, blocking, builds, cgroup, disk, failed, image, network, spec};
+use super::{Gvisor, blocking, boot_mark, builds, cgroup, disk, failed, image, network, spec};
 use crate::{BuildId, EngineError, ExecutionId, ExecutionSpec, ExitReason, StartError, StartFrom};
 
 /// What is needed to work with a started execution. All of it is in its directory, too.
@@ -176,7 +176,7 @@ impl Gvisor {
             let (disk_mount, rootfs) = (directory.disk_mount(), directory.rootfs());
             disk::mount_rootfs(&spec.disk, &layers, &disk_mount, &rootfs)?;
             if boots {
-                disk::keep_tmp_on_disk(&directory.rootfs())
+                boot_mark::put(&rootfs, &disk_mount)
             } else {
                 Ok(())
             }

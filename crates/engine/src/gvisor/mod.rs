@@ -23,6 +23,7 @@
 //!
 //! Where to start: `execution.rs` (start and destroy), then `disk.rs` and `network.rs`.
 
+mod boot_mark;
 mod builds;
 mod cgroup;
 mod checks;

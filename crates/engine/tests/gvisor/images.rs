@@ -2,8 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::SystemTime;
 
-use engine::{BuildId, Engine, EngineError, ExecutionSpec, ExecutionStatus};
+use engine::{
+    BuildId, Engine, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus, StartFrom,
+};
 use serde_json::json;
 
 use crate::host::{Host, config};
@@ -172,5 +175,65 @@ async fn a_broken_image_is_refused_and_leaves_nothing() {
     assert!(host.engine.find().await.unwrap().is_empty());
     std::fs::write(&state, &good).unwrap();
     host.restore(&spec, &image).await;
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_that_fails_spoils_no_image() {
+    let mut host = Host::new();
+    let spec = host.boot("disk").await;
+    // As the agent does. The image then is over an empty /tmp, where gVisor wants a tmpfs.
+    host.run(&spec.id, "os.unlink('/tmp/.sandbase-boot'); x = 7")
+        .await;
+    host.engine.freeze(&spec.id).await.unwrap();
+    host.engine.sync_disk(&spec.id).await.unwrap();
+    let frozen_at = SystemTime::now();
+    let image = host.directory("image");
+    host.pause(&spec, &image).await;
+
+    // A runsc that does nothing; one that makes a sandbox, whose PID 1 is not there; both again.
+    let broken = BuildId("00000000000000000000000000000000".to_owned());
+    let program = host.path("data/engines").join(&broken.0).join("runsc");
+    std::fs::create_dir(program.parent().unwrap()).unwrap();
+    std::fs::write(&program, "#!/bin/sh\nexit 1\n").unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).unwrap();
+    let init = std::mem::replace(&mut host.config.init, vec!["/no/such/program".to_owned()]);
+    let mut host = host.restart();
+    for build in [&broken, &spec.build, &broken, &spec.build] {
+        let boot = ExecutionSpec {
+            id: ExecutionId::random(),
+            build: build.clone(),
+            ..spec.clone()
+        };
+        let error = host.engine.start(&boot, StartFrom::Boot).await.unwrap_err();
+        assert!(error.guest_may_have_run, "{}", error.source);
+        let changed = host.engine.disk_changed_since(&spec.disk, frozen_at).await;
+        assert!(!changed.unwrap(), "the disk looks changed");
+    }
+    host.config.init = init;
+    let host = host.restart();
+    let restored = host.restore(&spec, &image).await;
+    let look = "r = [x, os.listdir('/tmp')]";
+    assert_eq!(host.run(&restored.id, look).await, json!([7, []]));
+    // What a guest takes from /tmp is still seen.
+    host.run(
+        &restored.id,
+        "open('/tmp/f', 'w').close(); os.unlink('/tmp/f')",
+    )
+    .await;
+    host.engine.destroy(&restored.id).await.unwrap();
+    let changed = host.engine.disk_changed_since(&spec.disk, frozen_at).await;
+    assert!(changed.unwrap(), "the guest's change is not seen");
+
+    // A boot that works has its /tmp on the disk, also after all that.
+    let booted = ExecutionSpec {
+        id: ExecutionId::random(),
+        ..spec.clone()
+    };
+    host.engine.start(&booted, StartFrom::Boot).await.unwrap();
+    host.answers(&booted.id).await;
+    let look = "r = os.stat('/tmp').st_dev == os.stat('/').st_dev";
+    assert_eq!(host.run(&booted.id, look).await, json!(true));
     host.close().await;
 }
