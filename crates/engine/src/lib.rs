@@ -81,6 +81,13 @@ pub trait Engine: Send + Sync + 'static {
         on_disk("sharing a disk", move || disk_copy::share(&from, &to)).await
     }
 
+    /// Brings a disk that no execution uses into the state of one that was cleanly let go: after a
+    /// power cut it may not be, and then could not be read as a sealed one, since nothing may be
+    /// written there. Nothing that [`disk_changed_since`](Engine::disk_changed_since) looks at changes.
+    async fn settle_disk(&self, _disk: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Removes a disk that no execution uses. A missing disk is success.
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError>;
 

@@ -6,7 +6,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -195,16 +195,48 @@ pub(super) fn changed_since(
     instant: SystemTime,
 ) -> Result<bool, EngineError> {
     let step = format!("look for changes on the disk {}", disk.display());
-    let look = || -> io::Result<bool> {
-        let target = inspect.join(format!("{:016x}", rand::random::<u64>()));
-        std::fs::create_dir_all(&target)?;
-        let changed = mounts::mount_disk(&image(disk), &target, Access::ReadOnly)
-            .and_then(|()| tree_changed_since(&target, instant));
-        mounts::unmount_and_remove(&target)?;
-        loopdev::wait_released(&image(disk))?;
-        changed
+    inspected(disk, inspect, |target| tree_changed_since(target, instant)).map_err(failed(step))
+}
+
+/// Has the kernel replay the journal of a disk that was not cleanly unmounted. A sealed mount cannot:
+/// its device is read-only, and ext4 refuses to mount without.
+pub(super) fn settle(disk: &Path, inspect: &Path) -> Result<(), EngineError> {
+    let replay = || -> io::Result<()> {
+        if !needs_recovery(&image(disk))? {
+            return Ok(());
+        }
+        inspected(disk, inspect, |_| Ok(()))?;
+        if needs_recovery(&image(disk))? {
+            return Err(io::Error::other("its journal could not be replayed"));
+        }
+        Ok(())
     };
-    look().map_err(failed(step))
+    replay().map_err(failed(format!("settle the disk {}", disk.display())))
+}
+
+/// Whether the superblock says that the journal holds something (`EXT4_FEATURE_INCOMPAT_RECOVER`).
+fn needs_recovery(image: &Path) -> io::Result<bool> {
+    const SUPERBLOCK: u64 = 1024;
+    const INCOMPAT: u64 = SUPERBLOCK + 0x60;
+    const RECOVER: u32 = 0x4;
+    let mut features = [0; 4];
+    File::open(image)?.read_exact_at(&mut features, INCOMPAT)?;
+    Ok(u32::from_le_bytes(features) & RECOVER != 0)
+}
+
+/// Does `work` on the disk while it is mounted below `inspect`, its journal replayed.
+fn inspected<T>(
+    disk: &Path,
+    inspect: &Path,
+    work: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let target = inspect.join(format!("{:016x}", rand::random::<u64>()));
+    std::fs::create_dir_all(&target)?;
+    let done =
+        mounts::mount_disk(&image(disk), &target, Access::ReadOnly).and_then(|()| work(&target));
+    mounts::unmount_and_remove(&target)?;
+    loopdev::wait_released(&image(disk))?;
+    done
 }
 
 fn tree_changed_since(disk_mount: &Path, instant: SystemTime) -> io::Result<bool> {

@@ -192,6 +192,11 @@ impl Engine for Gvisor {
         blocking(move || disk::create(&disk, size_bytes)).await
     }
 
+    async fn settle_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        let (disk, inspect) = (disk.to_owned(), self.paths.inspect_dir());
+        blocking(move || disk::settle(&disk, &inspect)).await
+    }
+
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError> {
         let disk = disk.to_owned();
         blocking(move || disk::remove(&disk)).await

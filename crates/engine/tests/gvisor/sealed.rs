@@ -1,5 +1,7 @@
 //! Executions that share a sealed disk: what snapshots and forks are made of.
 
+use std::time::SystemTime;
+
 use engine::{Engine, ExecutionSpec};
 use serde_json::json;
 
@@ -103,5 +105,43 @@ async fn a_chain_of_sealed_disks_reads_as_one() {
     let look = "r = [sorted(os.listdir('/srv')), open('/srv/log').read()]";
     let expected = json!([["0", "1", "2", "3", "4", "last", "log"], "01234"]);
     assert_eq!(host.run(&spec.id, look).await, expected);
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_after_a_power_cut_can_be_sealed_when_it_is_settled() {
+    let host = Host::new();
+    let mut source = host.boot("disk").await;
+    host.run(&source.id, "x = 3; os.makedirs('/srv/tree')")
+        .await;
+    host.run(&source.id, "open('/srv/tree/file', 'w').write('kept')")
+        .await;
+    host.engine.freeze(&source.id).await.unwrap();
+    let image = host.directory("image");
+    host.engine.checkpoint(&source.id, &image).await.unwrap();
+    host.engine.sync_disk(&source.id).await.unwrap();
+    let frozen_at = SystemTime::now();
+    // What a power cut leaves: a disk that nobody unmounted.
+    let cut = host.path("cut");
+    let copied = host.engine.copy_disk_durably(&source.disk, &cut).await;
+    copied.unwrap();
+    host.engine.destroy(&source.id).await.unwrap();
+    source.disk = cut;
+
+    let unsettled = on_top(&host, &source, "unsettled").await;
+    let error = host.try_restore(&unsettled, &image).await.unwrap_err();
+    let text = error.source.to_string();
+    assert!(text.contains("mount the disk"), "{text}");
+
+    // The second time there is nothing to do.
+    for _ in 0..2 {
+        host.engine.settle_disk(&source.disk).await.unwrap();
+    }
+    let changed = host.engine.disk_changed_since(&source.disk, frozen_at);
+    assert!(!changed.await.unwrap());
+    let settled = on_top(&host, &source, "settled").await;
+    let restored = host.restore(&settled, &image).await;
+    let look = "r = [x, open('/srv/tree/file').read()]";
+    assert_eq!(host.run(&restored.id, look).await, json!([3, "kept"]));
     host.close().await;
 }

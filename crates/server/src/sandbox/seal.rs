@@ -68,6 +68,10 @@ async fn attempt(
     let sealed = &record.disks.sealed;
     let engine = context.engine.as_ref();
     own.disks().share(engine, sealed, &staged).await?;
+    if !record.disks.fresh {
+        // A paused one may have been through a power cut; a sealed disk is never mended again.
+        engine.settle_disk(&context.own_disk(record)).await?;
+    }
     let (disks, next) = if record.disks.fresh {
         // Nothing is on it: what it stands on is all there is to seal.
         (sealed.clone(), record.disks.clone())
