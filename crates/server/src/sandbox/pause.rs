@@ -218,7 +218,9 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
 /// Everything after the commit: none of it can turn the pause back.
 async fn finish(context: &Context, record: &Record, execution: &ExecutionId, target: &PauseTarget) {
     retry_fault(context, Step::PauseDestroy).await;
+    let committed_at = OffsetDateTime::now_utc();
     destroy(context, execution).await;
+    pass(committed_at).await;
     let images = context.files(record).images();
     let keep = match target {
         PauseTarget::Memory { image } => vec![image.clone()],
@@ -228,6 +230,22 @@ async fn finish(context: &Context, record: &Record, execution: &ExecutionId, tar
         tracing::warn!(sandbox.id = %record.id, %error, "an old image could not be removed");
     }
     retry_fault(context, Step::PausePublish).await;
+}
+
+/// Waits until the clock by which file systems stamp changes has passed `instant`: it moves in ticks of
+/// some milliseconds, and whatever the next guest writes must look newer than the image. Destroying
+/// an execution takes longer than a tick, so this costs nothing.
+async fn pass(instant: OffsetDateTime) {
+    loop {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+        // A clock that was set back meanwhile is not waited for.
+        let left = instant.unix_timestamp_nanos() - now;
+        if !(0..=1_000_000_000).contains(&left) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// After the commit a failing step is repeated, never given up.

@@ -59,7 +59,11 @@ pub(super) async fn take_over(
         .await?;
     let own = to.own_disk(disks);
     match snapshot.disks.first().filter(|_| !disks.fresh) {
-        Some(top) => engine.copy_disk(&from.disks().path(top), &own).await?,
+        Some(top) => {
+            engine
+                .copy_disk_durably(&from.disks().path(top), &own)
+                .await?
+        }
         None => engine.create_disk(&own, snapshot.limits.disk_bytes).await?,
     }
     if let Some(image) = snapshot.image.clone() {
