@@ -21,7 +21,7 @@ use super::transition::{Cause, blocking};
 
 /// Most sealed disks below one of a sandbox's own. Each costs a mount and a look-up per file; where
 /// one more would be needed, the topmost is copied instead of sealed.
-pub(super) const MAX_SEALED: usize = 15;
+pub(crate) const MAX_SEALED: usize = 15;
 
 /// Name of a disk: `d` and 20 characters of `[a-z0-9]`. It never changes, whoever stands on it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -76,15 +76,6 @@ impl Disks {
             fresh: false,
             sealed: Vec::new(),
         }
-    }
-
-    /// An empty disk on top of sealed ones. `None` when there are too many of them.
-    pub fn on_top_of(sealed: Vec<DiskId>) -> Option<Self> {
-        (sealed.len() <= MAX_SEALED).then(|| Self {
-            own: DiskId::random(),
-            fresh: true,
-            sealed,
-        })
     }
 }
 

@@ -16,6 +16,9 @@ use super::transition::{Cause, Ended, blocking, destroy, until_done};
 /// Between the two attempts of a resume.
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
+/// How long a comparison of disk and image is tried again.
+const COMPARE_LIMIT: Duration = Duration::from_secs(60);
+
 /// What is known about a failed attempt.
 struct Failure {
     cause: Cause,
@@ -257,15 +260,20 @@ async fn undo(
     };
     let frozen_at = u64::try_from(manifest.subject.frozen_at_ns).unwrap_or(0);
     let frozen_at = SystemTime::UNIX_EPOCH + Duration::from_nanos(frozen_at);
-    // Neither answer may be guessed: a wrong one gives memory up or puts it over another disk.
+    // Not guessed from one error, which may be a lack of loop devices for a moment: a wrong answer
+    // gives memory up or puts it over another disk.
     let disk = context.own_disk(record);
     let changed = until_done("compare a disk with its memory image", || {
         context.engine.disk_changed_since(&disk, frozen_at)
     });
-    if changed.await {
-        Outcome::MemoryStale
-    } else {
-        Outcome::Undone
+    match tokio::time::timeout(COMPARE_LIMIT, changed).await {
+        Ok(false) => Outcome::Undone,
+        Ok(true) => Outcome::MemoryStale,
+        // A sandbox must not be stuck: it goes on from its files, and says why.
+        Err(_) => {
+            tracing::error!(sandbox.id = %record.id, limit = ?COMPARE_LIMIT, "the disk could not be compared with its memory image, which is given up");
+            Outcome::MemoryStale
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use snapshot::ImageId;
 
 use super::TransferError;
 use super::error::damaged;
-use crate::sandbox::{DiskId, SandboxId};
+use crate::sandbox::{DiskId, MAX_SEALED, SandboxId};
 use crate::snapshots::Snapshot;
 
 /// Version of the format written by this build. A newer one is refused by name.
@@ -126,6 +126,10 @@ impl Manifest {
         let distinct: BTreeSet<_> = snapshot.disks.iter().collect();
         if distinct.is_empty() || distinct.len() != snapshot.disks.len() {
             return Err(damaged("its disks are none, or not distinct"));
+        }
+        // No snapshot of ours has more: whatever stands on it could not be started.
+        if distinct.len() > MAX_SEALED + 1 {
+            return Err(damaged("it has too many disks"));
         }
         if let Some(id) = &snapshot.image
             && ImageId::parse(id.as_str()).is_none()
@@ -302,5 +306,18 @@ mod tests {
         }
         assert!(Manifest::parse(b"").is_err());
         assert!(Manifest::parse(b"[]").is_err());
+    }
+
+    #[test]
+    fn more_disks_than_a_snapshot_can_have_are_refused() {
+        let refusal = |count: usize| {
+            let ids: Vec<_> = (0..count).map(|n| format!("d{n:020}")).collect();
+            let mut manifest = good();
+            manifest["snapshot"]["disks"] = json!(ids);
+            parse(&manifest).err().map(|error| error.to_string())
+        };
+        let too_many = |count| refusal(count).is_some_and(|text| text.contains("too many disks"));
+        assert!(!too_many(MAX_SEALED + 1));
+        assert!(too_many(MAX_SEALED + 2));
     }
 }
