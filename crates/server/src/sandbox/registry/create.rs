@@ -1,0 +1,167 @@
+//! New sandboxes, from templates, snapshots and running sandboxes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::ExecutionId;
+use futures_util::StreamExt;
+use tokio::sync::oneshot;
+
+use super::Sandboxes;
+use crate::sandbox::create::{self, Origin};
+use crate::sandbox::driver::{Message, Request};
+use crate::sandbox::state::State;
+use crate::sandbox::{
+    CreateRequest, Disks, Record, Run, SandboxError, SandboxId, SandboxSpec, SandboxView,
+    SnapshotRequest, rollback,
+};
+use crate::snapshots::SnapshotUse;
+
+/// Forks started at once: each is a restore, and more than the host has processors gain nothing.
+const FORKS_AT_ONCE: usize = 4;
+
+/// What a new sandbox has from its template or snapshot.
+struct Base {
+    template_id: String,
+    alias: String,
+    layers: Vec<PathBuf>,
+    build: engine::BuildId,
+    limits: engine::Limits,
+}
+
+impl Sandboxes {
+    /// Makes a sandbox and returns when its agent answers.
+    pub async fn create(&self, request: CreateRequest) -> Result<SandboxView, SandboxError> {
+        let origin = self.origin(&request.template)?;
+        let base = match &origin {
+            Origin::Template(template) => Base {
+                template_id: template.id.clone(),
+                alias: template.alias.clone(),
+                layers: template.layers.clone(),
+                build: engine::BuildId(template.manifest.engine.build.clone()),
+                limits: template.limits,
+            },
+            Origin::Snapshot(snapshot) => Base {
+                template_id: snapshot.id.to_string(),
+                alias: snapshot
+                    .name
+                    .as_ref()
+                    .map_or_else(String::new, |name| name.without_tag()),
+                layers: snapshot.layers.clone(),
+                build: snapshot.build.clone(),
+                limits: snapshot.limits,
+            },
+        };
+        let spec = SandboxSpec {
+            template_id: base.template_id,
+            alias: base.alias,
+            layers: base.layers,
+            build: base.build,
+            limits: base.limits,
+            metadata: request.metadata,
+            env_vars: request.env_vars,
+            access_token: crate::random::hex(32),
+            allow_internet_access: request.allow_internet_access,
+            lifecycle: request.lifecycle,
+            create_timeout: request.timeout,
+        };
+        self.create_from(origin, spec).await
+    }
+
+    async fn create_from(
+        &self,
+        origin: Origin,
+        spec: SandboxSpec,
+    ) -> Result<SandboxView, SandboxError> {
+        self.check_timeout(spec.create_timeout)?;
+        let admitted = self.live.admit(self.context.settings.max_running)?;
+        let id = SandboxId::random();
+        let execution = ExecutionId::random();
+        let record = Record {
+            id,
+            generation: 1,
+            state: State::Creating {
+                execution: execution.clone(),
+            },
+            disks: match &origin {
+                Origin::Template(_) => Disks::copied(),
+                Origin::Snapshot(snapshot) => rollback::disks_on(snapshot),
+            },
+            run: Run::starting_now(spec.create_timeout, self.context.settings.max_run),
+            spec,
+        };
+        self.context
+            .db
+            .insert(record.clone())
+            .await
+            .map_err(|error| SandboxError::Failed {
+                action: "create",
+                left_as: "gone",
+                cause: format!("the journal cannot be written: {error:?}"),
+            })?;
+        let context = Arc::clone(&self.context);
+        let work = create::create(context, record.clone(), origin, execution);
+        let (reply, answer) = oneshot::channel();
+        let message = Message {
+            request: Request::Created,
+            reply,
+        };
+        self.drive(record, Some(Box::pin(work)), Some(message));
+        drop(admitted);
+        let answered = answer.await.map_err(|_| SandboxError::ShuttingDown)??;
+        answered.view.ok_or(SandboxError::ShuttingDown)
+    }
+
+    fn origin(&self, reference: &str) -> Result<Origin, SandboxError> {
+        if let Some(template) = self.templates.find(reference) {
+            return Ok(Origin::Template(template));
+        }
+        let snapshot = self.context.snapshots.find(reference);
+        snapshot
+            .map(Origin::Snapshot)
+            .ok_or_else(|| SandboxError::TemplateNotFound(reference.to_owned()))
+    }
+
+    /// Starts `count` copies of a running sandbox, which goes on running. Each copy has an answer of
+    /// its own.
+    pub async fn fork(
+        &self,
+        id: &SandboxId,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Result<SandboxView, SandboxError>>, SandboxError> {
+        self.check_timeout(timeout)?;
+        let record = Arc::clone(&self.find(id)?.published.borrow().record);
+        match &record.state {
+            State::Creating { .. } | State::Killing { .. } => {
+                return Err(SandboxError::NotFound(id.clone()));
+            }
+            state if state.counts_as_running() => {}
+            _ => return Err(SandboxError::ForkOfPaused(id.clone())),
+        }
+        let request = SnapshotRequest {
+            name: None,
+            usage: SnapshotUse::Fork,
+            memory: true,
+        };
+        let snapshot = self.snapshot(id, request).await?;
+        let spec = SandboxSpec {
+            create_timeout: timeout,
+            ..record.spec.clone()
+        };
+        let copies = futures_util::stream::iter(0..count).map(|_| {
+            let spec = SandboxSpec {
+                access_token: crate::random::hex(32),
+                ..spec.clone()
+            };
+            self.create_from(Origin::Snapshot(Arc::clone(&snapshot)), spec)
+        });
+        let forks = copies.buffered(FORKS_AT_ONCE).collect().await;
+        // The copies have names of their own for all they need.
+        if let Err(error) = self.context.snapshots.delete(&snapshot.id).await {
+            tracing::warn!(snapshot.id = %snapshot.id, %error, "the snapshot of a fork is left for the next start");
+        }
+        Ok(forks)
+    }
+}
