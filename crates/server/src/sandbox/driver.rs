@@ -4,6 +4,11 @@
 //! command whether it joins the transition, waits for its end, or is refused. Nobody else writes
 //! the record, so nobody can read a state, look away, and set another.
 
+mod calls;
+mod deadline;
+mod journal;
+mod work;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,87 +17,22 @@ use engine::{ExecutionId, ExitReason};
 use futures_util::future::BoxFuture;
 use snapshot::ImageId;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::registry::{Connected, Live};
 use super::state::{
-    self, Command, Decision, FreshNames, Next, Outcome, Refusal, RollbackStep, RollbackTarget,
-    SnapshotStep, StartPoint, State, Transition,
+    self, Command, Decision, FreshNames, Outcome, RollbackTarget, StartPoint, State, Transition,
 };
 use super::transition::{Cause, Ended, blocking, destroy};
-use super::{
-    Disks, OnTimeout, PauseRequest, Record, ResumeFrom, Run, SandboxError, SandboxView,
-    SnapshotRequest, kill, pause, resume, rollback, seal,
-};
-use crate::db::DbError;
+use super::{Record, ResumeFrom, SandboxError, rollback};
 use crate::snapshots::{Snapshot, SnapshotId};
-
-/// After a pause at the deadline failed, it is tried again this much later.
-const EXPIRY_RETRY: Duration = Duration::from_secs(10);
-
-/// What a caller asks the driver for.
-#[derive(Clone, Debug)]
-pub(super) enum Request {
-    Pause(PauseRequest),
-    Resume {
-        timeout: Duration,
-        from: ResumeFrom,
-    },
-    Connect {
-        timeout: Duration,
-        from: ResumeFrom,
-    },
-    Kill,
-    SetTimeout(Duration),
-    Extend(Duration),
-    Snapshot(SnapshotRequest),
-    Rollback(Arc<Snapshot>),
-    /// The answer to a create; never sent, only joined.
-    Created,
-}
-
-/// What the driver answers.
-pub(super) type Answer = Result<Answered, SandboxError>;
-
-/// What became of a request.
-#[derive(Clone, Debug)]
-pub(super) struct Answered {
-    /// The sandbox now; `None` when it is gone.
-    pub(super) view: Option<SandboxView>,
-    pub(super) connected: Connected,
-    /// The snapshot that was asked for.
-    pub(super) snapshot: Option<Arc<Snapshot>>,
-}
-
-impl Answered {
-    fn new(view: Option<SandboxView>, connected: Connected) -> Self {
-        Self {
-            view,
-            connected,
-            snapshot: None,
-        }
-    }
-}
-
-/// A request with the way back to its caller, who may have left.
-pub(super) struct Message {
-    pub(super) request: Request,
-    pub(super) reply: oneshot::Sender<Answer>,
-}
-
-/// A sandbox as everybody may see it at any moment.
-#[derive(Clone)]
-pub(super) struct Published {
-    pub(super) record: Arc<Record>,
-    /// Fires at the end of the current run.
-    pub(super) ended: CancellationToken,
-}
-
-/// Work under way.
-pub(super) type Work = BoxFuture<'static, Ended>;
+use calls::Answered;
+pub(super) use calls::{Answer, Message, Request};
+pub(super) use journal::Published;
+pub(super) use work::Work;
 
 pub(super) struct Driver {
     context: Arc<Context>,
@@ -289,72 +229,6 @@ impl Driver {
         }
     }
 
-    /// What has to be done in this state; `None` in those that last.
-    fn work_for(&self, transition: Option<&Transition>) -> Option<Work> {
-        let (context, record) = (Arc::clone(&self.context), self.record.clone());
-        Some(match self.record.state.clone() {
-            State::Pausing { execution, target } => {
-                let request = match transition {
-                    Some(Transition::Pause(request)) => *request,
-                    Some(_) | None => return None,
-                };
-                Box::pin(pause::pause(context, record, execution, target, request))
-            }
-            State::Resuming {
-                execution,
-                saved,
-                from,
-                ..
-            } => Box::pin(resume::resume(context, record, execution, saved, from)),
-            State::Snapshotting { snapshot, step } => match step {
-                SnapshotStep::Saving {
-                    execution, image, ..
-                } => Box::pin(pause::save(context, record, execution, image)),
-                SnapshotStep::Sealing { saved, .. } => match self.snapshot_request() {
-                    Some(request) => {
-                        Box::pin(seal::seal(context, record, snapshot, saved, request))
-                    }
-                    // A crash took whoever asked for it.
-                    None => Box::pin(seal::abandon(context, record, snapshot)),
-                },
-            },
-            State::RollingBack { snapshot, step } => match step {
-                RollbackStep::Staging { .. } => {
-                    let target = self
-                        .joined
-                        .iter()
-                        .find_map(|message| match &message.request {
-                            Request::Rollback(snapshot) => Some(Arc::clone(snapshot)),
-                            _ => None,
-                        })?;
-                    Box::pin(rollback::stage(context, record, target))
-                }
-                RollbackStep::Replacing {
-                    execution, saved, ..
-                } => Box::pin(rollback::replace(
-                    context, record, snapshot, execution, saved,
-                )),
-            },
-            State::Restarting {
-                execution, saved, ..
-            } => {
-                let from = self.record.state.start_point();
-                Box::pin(resume::resume(context, record, execution, saved, from))
-            }
-            State::Killing { execution } => Box::pin(kill::kill(context, record, execution)),
-            State::Creating { .. } | State::Running { .. } | State::Paused { .. } => return None,
-        })
-    }
-
-    fn snapshot_request(&self) -> Option<SnapshotRequest> {
-        self.joined
-            .iter()
-            .find_map(|message| match &message.request {
-                Request::Snapshot(request) => Some(request.clone()),
-                _ => None,
-            })
-    }
-
     /// Takes the result of the work in flight. `None` when the sandbox is gone.
     async fn finish(&mut self, ended: Ended) -> Option<()> {
         let from = self.record.state.name();
@@ -409,171 +283,6 @@ impl Driver {
         Some(())
     }
 
-    /// The record that an outcome leads to, and the end of the current run if it is one. `None` when
-    /// the sandbox is gone.
-    fn record_after(&mut self, outcome: &Outcome) -> Option<Record> {
-        let mut record = self.record.clone();
-        record.state = match state::after(&self.record.state, outcome) {
-            Next::State(next) => next,
-            Next::Gone => return None,
-        };
-        let ran = self.record.state.counts_as_running();
-        match &record.state {
-            State::Running { .. } => {
-                // A pause that does not happen, also one undone after a crash, leaves the run as it
-                // was; so do snapshots and rollbacks.
-                if !ran {
-                    record.run = self.new_run();
-                }
-                let lost = self.record.state.memory_lost();
-                if !ran || lost.is_some() {
-                    record.run.memory_lost = lost;
-                }
-                record.disks.fresh = false;
-            }
-            State::Paused { .. } if ran => record.run.end_at = OffsetDateTime::now_utc(),
-            State::Paused { .. }
-            | State::Creating { .. }
-            | State::Pausing { .. }
-            | State::Resuming { .. }
-            | State::Snapshotting { .. }
-            | State::RollingBack { .. }
-            | State::Restarting { .. }
-            | State::Killing { .. } => {}
-        }
-        if record.state.execution() != self.record.state.execution() {
-            self.ended.cancel();
-        }
-        Some(record)
-    }
-
-    /// Writes the entry by which the sandbox comes to stand on other disks, together with the
-    /// snapshot that was made of the old ones. Until it is written nothing has happened: an error
-    /// leaves all as it was.
-    async fn commit(
-        &mut self,
-        outcome: &Outcome,
-        disks: Disks,
-        snapshot: Option<Snapshot>,
-    ) -> Result<(), Cause> {
-        let before = self.record.clone();
-        let Some(mut record) = self.record_after(outcome) else {
-            return Ok(());
-        };
-        record.disks = disks;
-        // Names are given in one order, in the database and here.
-        let _turn = self.context.snapshots.turn().await;
-        let written = match snapshot.clone() {
-            Some(snapshot) => self.journal_with(record, snapshot).await,
-            None => self.journal(record).await,
-        };
-        match (written, snapshot) {
-            (Ok(()), Some(snapshot)) => {
-                let made = Arc::new(snapshot);
-                self.context.snapshots.committed(Arc::clone(&made)).await;
-                self.made = Some(made);
-                Ok(())
-            }
-            (Ok(()), None) => {
-                // Only a rollback comes here: what it goes back from ends now.
-                self.ended.cancel();
-                Ok(())
-            }
-            (Err(error), snapshot) => {
-                match snapshot {
-                    Some(snapshot) => {
-                        seal::remove(&self.context, &before, &snapshot.id).await;
-                    }
-                    None => rollback::unstage(&self.context, &before).await,
-                }
-                Err(Cause::Io {
-                    step: "commit",
-                    source: std::io::Error::other(error),
-                })
-            }
-        }
-    }
-
-    fn new_run(&self) -> Run {
-        let longest = self.context.settings.max_run;
-        let asked = self
-            .joined
-            .iter()
-            .filter_map(|message| match &message.request {
-                Request::Resume { timeout, .. } | Request::Connect { timeout, .. } => {
-                    Some(*timeout)
-                }
-                Request::Pause(_)
-                | Request::Kill
-                | Request::SetTimeout(_)
-                | Request::Extend(_)
-                | Request::Snapshot(_)
-                | Request::Rollback(_)
-                | Request::Created => None,
-            });
-        let timeout = asked.max().unwrap_or(self.record.spec.create_timeout);
-        Run::starting_now(timeout, longest)
-    }
-
-    fn answer_to(
-        &self,
-        request: &Request,
-        outcome: &Outcome,
-        cause: Option<&Cause>,
-        made: Option<&Arc<Snapshot>>,
-    ) -> Answer {
-        let view = self.record.view();
-        let id = || self.record.id.clone();
-        let reached = match request {
-            Request::Pause(_) => matches!(self.record.state, State::Paused { .. }),
-            Request::Resume { .. } | Request::Connect { .. } | Request::Created => {
-                matches!(self.record.state, State::Running { .. })
-            }
-            Request::Snapshot(_) => made.is_some(),
-            Request::Rollback(_) => cause.is_none(),
-            Request::Kill | Request::SetTimeout(_) | Request::Extend(_) => true,
-        };
-        // A committed snapshot is there, whatever became of its source afterwards.
-        if reached && (made.is_some() || *outcome == Outcome::Done) {
-            return Ok(Answered {
-                view,
-                connected: Connected::Resumed,
-                snapshot: made.cloned(),
-            });
-        }
-        let left_as = match view.map(|view| view.state) {
-            Some(super::PublicState::Running) => "running as before",
-            Some(super::PublicState::Paused) => "paused",
-            None => "gone",
-        };
-        let action = match request {
-            Request::Pause(_) => "pause",
-            Request::Resume { .. } | Request::Connect { .. } => "resume",
-            Request::Created => "create",
-            Request::Snapshot(_) => "snapshot",
-            Request::Rollback(_) => "rollback",
-            Request::Kill => "kill",
-            Request::SetTimeout(_) | Request::Extend(_) => "change of the deadline",
-        };
-        Err(match (cause, request) {
-            (Some(Cause::NoSpace(text)), _) => SandboxError::NoSpace(text.clone()),
-            (Some(Cause::AgentSilent(_)), Request::Pause(_)) => {
-                SandboxError::GuestUnresponsive(id())
-            }
-            (cause, _) => {
-                let cause = cause.map_or_else(
-                    || "the execution ended by itself".to_owned(),
-                    |cause| cause.to_string(),
-                );
-                SandboxError::Failed {
-                    action,
-                    left_as,
-                    cause,
-                }
-            }
-        })
-    }
-
     /// The sandbox is gone: nobody finds it any more, everybody waiting is told.
     async fn leave(&mut self, outcome: &Outcome) {
         self.ended.cancel();
@@ -618,54 +327,6 @@ impl Driver {
         }));
     }
 
-    async fn change_deadline(&mut self, message: Message) {
-        let longest = self.context.settings.max_run;
-        let mut record = self.record.clone();
-        match message.request {
-            Request::SetTimeout(timeout) => record.run.set_deadline(timeout, longest),
-            Request::Extend(timeout) | Request::Connect { timeout, .. } => {
-                record.run.extend(timeout, longest);
-            }
-            Request::Pause(_)
-            | Request::Resume { .. }
-            | Request::Kill
-            | Request::Snapshot(_)
-            | Request::Rollback(_)
-            | Request::Created => {}
-        }
-        let changed = record.run != self.record.run;
-        let answer = if changed {
-            self.journal(record).await
-        } else {
-            Ok(())
-        };
-        self.expiry_not_before = None;
-        let answer = answer.map(|()| Answered::new(self.record.view(), Connected::AlreadyRunning));
-        self.answer(message, answer);
-    }
-
-    fn expiry(&self) -> Option<OffsetDateTime> {
-        matches!(self.record.state, State::Running { .. }).then(|| {
-            let end_at = self.record.run.end_at;
-            self.expiry_not_before
-                .map_or(end_at, |not_before| end_at.max(not_before))
-        })
-    }
-
-    /// The deadline has come.
-    async fn expire(&mut self) {
-        self.expiry_not_before = Some(OffsetDateTime::now_utc() + EXPIRY_RETRY);
-        let transition = match self.record.spec.lifecycle.on_timeout {
-            OnTimeout::Kill => Transition::Kill,
-            OnTimeout::Pause(mode) => Transition::Pause(PauseRequest {
-                mode,
-                require_healthy_guest: false,
-            }),
-        };
-        tracing::info!(sandbox.id = %self.record.id, ?transition, "the deadline has come");
-        self.begin(transition, None).await;
-    }
-
     /// Watches a run that has begun: its execution's end, and the image it was loaded from.
     fn enter_run(&mut self) {
         let State::Running { execution } = &self.record.state else {
@@ -700,89 +361,6 @@ impl Driver {
                 tracing::warn!(execution.id = %execution, %error, "an old image could not be deleted");
             }
         }));
-    }
-
-    /// Writes the end of a transition, trying again until that works: nobody is told of a state that
-    /// a restart of the server would not find. (One that finds `Creating` deletes the sandbox.)
-    async fn journal_end(&mut self, record: Record) {
-        let mut wait = Duration::from_millis(50);
-        while self.journal(record.clone()).await.is_err() {
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(5));
-        }
-    }
-
-    /// Writes the record with the next generation and publishes it.
-    async fn journal(&mut self, mut record: Record) -> Result<(), SandboxError> {
-        record.generation = self.record.generation + 1;
-        let written = self.context.db.update(record.clone()).await;
-        self.written(record, written)
-    }
-
-    /// Like [`journal`](Self::journal), with a snapshot in the same transaction.
-    async fn journal_with(
-        &mut self,
-        mut record: Record,
-        snapshot: Snapshot,
-    ) -> Result<(), SandboxError> {
-        record.generation = self.record.generation + 1;
-        let written = self
-            .context
-            .db
-            .commit_snapshot(record.clone(), snapshot)
-            .await;
-        self.written(record, written)
-    }
-
-    fn written(
-        &mut self,
-        record: Record,
-        written: Result<(), DbError>,
-    ) -> Result<(), SandboxError> {
-        if let Err(error) = written {
-            let cause = format!("the journal cannot be written: {error:?}");
-            tracing::error!(sandbox.id = %record.id, error = cause, "nothing was begun");
-            return Err(SandboxError::Failed {
-                action: "journal",
-                left_as: "unchanged",
-                cause,
-            });
-        }
-        let (from, to) = (self.record.state.name(), record.state.name());
-        if from != to {
-            tracing::info!(sandbox.id = %record.id, from, to, "sandbox changed its state");
-        }
-        self.record = record;
-        self.publish();
-        Ok(())
-    }
-
-    fn publish(&mut self) {
-        if self.ended.is_cancelled() && matches!(self.record.state, State::Running { .. }) {
-            self.ended = CancellationToken::new();
-        }
-        self.published.send_replace(Published {
-            record: Arc::new(self.record.clone()),
-            ended: self.ended.clone(),
-        });
-        self.context.changes.send_replace(());
-    }
-
-    fn refused(&self, refusal: Refusal) -> SandboxError {
-        let id = self.record.id.clone();
-        match refusal {
-            Refusal::NotFound => SandboxError::NotFound(id),
-            Refusal::AlreadyPaused => SandboxError::AlreadyPaused(id),
-            Refusal::AlreadyRunning => SandboxError::AlreadyRunning(id),
-            Refusal::NotRunning => SandboxError::Paused(id),
-            Refusal::Busy => SandboxError::Busy(id),
-            Refusal::BeingKilled => SandboxError::BeingKilled(id),
-        }
-    }
-
-    /// The caller may have left; what was done for it stays done.
-    fn answer(&self, message: Message, answer: Answer) {
-        let _ = message.reply.send(answer);
     }
 }
 
