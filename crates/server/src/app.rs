@@ -56,7 +56,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         engine: Arc::clone(&engine),
         db: Db::open(&data_dir.join("sandbase.db")).context("open the journal")?,
         data_dir,
-        settings: config.sandbox.settings(),
+        settings: config.settings(),
         templates: Templates::new(vec![Arc::new(base)]),
         faults: Faults::default(),
         tasks: tasks.clone(),
@@ -102,6 +102,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::warn!("a transition did not end in time; the next start finishes or undoes it");
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+    sandboxes.close().await;
     engine.close().await;
     Ok(())
 }

@@ -21,6 +21,7 @@ mod router;
 mod snapshot_query;
 mod snapshots;
 mod state;
+mod timing;
 mod transfers;
 mod view;
 

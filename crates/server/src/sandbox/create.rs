@@ -1,14 +1,16 @@
 //! create: a new sandbox from a template or a snapshot.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use engine::{BuildId, ExecutionId, StartFrom};
 
 use super::context::Context;
 use super::faults::Step;
+use super::resume::Start;
 use super::state::{Outcome, Saved, StartPoint};
 use super::transition::{Cause, Ended, blocking, destroy};
-use super::{Record, launch, resume};
+use super::{Record, Timings, launch, resume};
 use crate::snapshots::Snapshot;
 use crate::template::Template;
 
@@ -27,7 +29,10 @@ pub(super) async fn create(
     execution: ExecutionId,
 ) -> Ended {
     match attempt(&context, &record, &origin, &execution).await {
-        Ok(()) => Ended::done(),
+        Ok(timings) => Ended {
+            timings,
+            ..Ended::done()
+        },
         Err(cause) => {
             super::kill::delete(&context, &record, Some(&execution)).await;
             Ended::failed(Outcome::Undone, cause)
@@ -40,7 +45,7 @@ async fn attempt(
     record: &Record,
     origin: &Origin,
     execution: &ExecutionId,
-) -> Result<(), Cause> {
+) -> Result<Timings, Cause> {
     let files = context.files(record);
     context.check_free_space(0).map_err(Cause::NoSpace)?;
     context.faults.reach(Step::CreateDirectory).await?;
@@ -52,12 +57,12 @@ async fn attempt(
             source,
         })?;
     files.disks().create().await?;
-    match origin {
+    let timings = match origin {
         Origin::Template(template) => from_template(context, record, template, execution).await?,
         Origin::Snapshot(snapshot) => from_snapshot(context, record, snapshot, execution).await?,
-    }
+    };
     context.faults.reach(Step::CreatePublish).await?;
-    Ok(())
+    Ok(timings)
 }
 
 async fn from_template(
@@ -65,15 +70,18 @@ async fn from_template(
     record: &Record,
     template: &Template,
     execution: &ExecutionId,
-) -> Result<(), Cause> {
+) -> Result<Timings, Cause> {
+    let mut timings = Timings::default();
     let disk = context.own_disk(record);
     context.faults.reach(Step::CreateDisk).await?;
-    context.engine.copy_disk(&template.disk, &disk).await?;
+    let copied = context.engine.copy_disk(&template.disk, &disk);
+    timings.of("disk", copied).await?;
 
     context.faults.reach(Step::CreateStart).await?;
     let build = BuildId(template.manifest.engine.build.clone());
     let spec = context.execution_spec(record, execution, build);
     let image = template.image();
+    let begun = Instant::now();
     if let Err(error) = context.engine.start(&spec, StartFrom::Image(&image)).await {
         tracing::warn!(sandbox.id = %record.id, error = %error.source, "a start failed, trying once more");
         // Restores fail about once in a thousand times for no lasting reason. The disk is a copy
@@ -87,8 +95,11 @@ async fn from_template(
             .await
             .map_err(|e| e.source)?;
     }
+    timings.note("start", begun);
     context.faults.reach(Step::CreateAgent).await?;
-    launch::greet(context, record, execution).await
+    let greeting = launch::greet(context, record, execution);
+    timings.of("agent", greeting).await?;
+    Ok(timings)
 }
 
 /// Its own names of all that the snapshot has, then a resume: from there on it depends on nobody.
@@ -97,7 +108,7 @@ async fn from_snapshot(
     record: &Record,
     snapshot: &Snapshot,
     execution: &ExecutionId,
-) -> Result<(), Cause> {
+) -> Result<Timings, Cause> {
     context.faults.reach(Step::CreateDisk).await?;
     let saved = super::rollback::take_over(context, record, snapshot, &record.disks).await?;
     context.faults.reach(Step::CreateStart).await?;
@@ -106,10 +117,18 @@ async fn from_snapshot(
         Saved::Disk { .. } => StartPoint::Disk,
     };
     let (context, copy, execution) = (Arc::clone(context), record.clone(), execution.clone());
-    let started = resume::resume(Arc::clone(&context), copy, execution, saved, from).await;
+    let started = resume::resume(
+        Arc::clone(&context),
+        copy,
+        execution,
+        saved,
+        from,
+        Start::New,
+    )
+    .await;
     context.faults.reach(Step::CreateAgent).await?;
     match started.cause {
-        None if started.outcome == Outcome::Done => Ok(()),
+        None if started.outcome == Outcome::Done => Ok(started.timings),
         None => Err(Cause::Exited),
         Some(cause) => Err(cause),
     }

@@ -16,3 +16,4 @@ mod served;
 mod snapshots;
 mod soak;
 mod support;
+mod warm;

@@ -12,6 +12,7 @@ use server::sandbox::state::State;
 use server::sandbox::{
     CreateRequest, Fault, Faults, HookFailure, HookSettings, Lifecycle, OnTimeout, Parts,
     PauseMode, PauseRequest, PublicState, SandboxError, SandboxId, Sandboxes, Settings, Step,
+    WarmSettings,
 };
 use server::template::{BaseOptions, Template, Templates, ensure_base};
 use tokio_util::task::TaskTracker;
@@ -33,6 +34,7 @@ pub(crate) struct Place {
     pub(crate) faults: Arc<Mutex<VecDeque<(Step, Fault)>>>,
     pub(crate) boot_without_memory: bool,
     pub(crate) free_space_reserve: u64,
+    pub(crate) warm: WarmSettings,
 }
 
 impl Place {
@@ -43,6 +45,7 @@ impl Place {
             faults: Arc::default(),
             boot_without_memory: true,
             free_space_reserve: 0,
+            warm: WarmSettings::OFF,
         }
     }
 
@@ -108,6 +111,7 @@ impl Place {
                     pre_pause_failure: HookFailure::Ignore,
                 },
                 boot_without_memory: self.boot_without_memory,
+                warm: self.warm,
                 free_space_reserve: self.free_space_reserve,
             },
             templates: Templates::new(vec![Arc::new(template)]),

@@ -10,7 +10,7 @@ use super::Driver;
 use crate::db::DbError;
 use crate::sandbox::state::{self, Next, Outcome, State};
 use crate::sandbox::transition::Cause;
-use crate::sandbox::{Disks, Record, SandboxError, rollback, seal};
+use crate::sandbox::{Disks, Record, SandboxError, Timings, rollback, seal};
 use crate::snapshots::Snapshot;
 
 /// A sandbox as everybody may see it at any moment.
@@ -19,6 +19,8 @@ pub(in crate::sandbox) struct Published {
     pub(in crate::sandbox) record: Arc<Record>,
     /// Fires at the end of the current run.
     pub(in crate::sandbox) ended: CancellationToken,
+    /// How long the parts of its last transition took.
+    pub(in crate::sandbox) timings: Timings,
 }
 
 impl Driver {
@@ -166,9 +168,14 @@ impl Driver {
         if self.ended.is_cancelled() && matches!(self.record.state, State::Running { .. }) {
             self.ended = CancellationToken::new();
         }
+        let mut timings = self.timings.clone();
+        if let Some(since) = self.still_since {
+            timings.note("still", since);
+        }
         self.published.send_replace(Published {
             record: Arc::new(self.record.clone()),
             ended: self.ended.clone(),
+            timings,
         });
         self.context.changes.send_replace(());
     }
