@@ -34,6 +34,8 @@ pub struct Config {
     pub template: TemplateConfig,
     /// See [`SandboxConfig`].
     pub sandbox: SandboxConfig,
+    /// See [`PoolConfig`].
+    pub pool: PoolConfig,
     /// See [`WarmConfig`].
     pub warm: WarmConfig,
     /// See [`ImportConfig`].
@@ -62,6 +64,20 @@ pub struct TemplateConfig {
     pub base_rootfs: Option<PathBuf>,
     /// The agent's binary; beside the server's when absent.
     pub agent: Option<PathBuf>,
+}
+
+/// Sandboxes that are started before anybody asks for them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PoolConfig {
+    /// Most of them per template; 0 turns this off.
+    pub most: usize,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self { most: 4 }
+    }
 }
 
 /// Paused sandboxes that also stay in memory for a while, frozen.
@@ -159,6 +175,7 @@ impl Default for Config {
             engine: EngineConfig::default(),
             template: TemplateConfig::default(),
             sandbox: SandboxConfig::default(),
+            pool: PoolConfig::default(),
             warm: WarmConfig::default(),
             import: ImportConfig::default(),
         }
@@ -297,6 +314,7 @@ impl Config {
                 pre_pause_failure: sandbox.pre_pause_hook_failure,
             },
             boot_without_memory: sandbox.boot_without_memory,
+            pool: self.pool.most,
             warm: self.warm.settings(),
             free_space_reserve: sandbox.free_space_reserve_mib << 20,
         }

@@ -37,6 +37,28 @@ impl Db {
             .await
     }
 
+    /// Gives a sandbox that was prepared before anybody asked for it its spec and run.
+    pub async fn assign(&self, record: Record) -> Result<(), DbError> {
+        self.run(move |connection| {
+            let changed = connection.execute(
+                "UPDATE sandboxes SET generation = ?2, spec = ?3, started_at = ?4, end_at = ?5
+                 WHERE id = ?1 AND generation = ?2 - 1",
+                params![
+                    record.id.as_str(),
+                    record.generation,
+                    encode(&record, &record.spec)?,
+                    nanoseconds(record.run.started_at),
+                    nanoseconds(record.run.end_at),
+                ],
+            )?;
+            match changed {
+                1 => Ok(()),
+                _ => Err(DbError::Outdated(record.id.to_string())),
+            }
+        })
+        .await
+    }
+
     /// Forgets a sandbox. An unknown one is success.
     pub async fn delete(&self, id: SandboxId) -> Result<(), DbError> {
         self.run(move |connection| {

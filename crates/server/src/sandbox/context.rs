@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::{Engine, ExecutionId, ExecutionSpec};
@@ -30,6 +31,8 @@ pub struct Settings {
     pub hooks: HookSettings,
     /// Whether a sandbox whose memory image cannot be used is booted from its disk, or stays paused.
     pub boot_without_memory: bool,
+    /// Most sandboxes of a template that are started ahead of time; 0 for none.
+    pub pool: usize,
     /// Bounds of the warm tier.
     pub warm: WarmSettings,
     /// Bytes that stay free on the data directory's file system.
@@ -46,11 +49,33 @@ pub(super) struct Context {
     pub(super) warm: Arc<Warm>,
     pub(super) faults: Faults,
     pub(super) tasks: TaskTracker,
+    /// Creates and resumes under way.
+    pub(super) starting: Arc<AtomicUsize>,
     /// Told whenever a sandbox changes or goes.
     pub(super) changes: watch::Sender<()>,
 }
 
+/// A create or resume under way, until this is dropped.
+pub(super) struct Starting(Arc<AtomicUsize>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Context {
+    /// Somebody waits for a start.
+    pub(super) fn starting(&self) -> Starting {
+        self.starting.fetch_add(1, Ordering::Relaxed);
+        Starting(Arc::clone(&self.starting))
+    }
+
+    /// Whether anybody waits for a start.
+    pub(super) fn is_starting(&self) -> bool {
+        self.starting.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn files(&self, record: &Record) -> SandboxFiles {
         SandboxFiles::new(&self.data_dir, &record.id)
     }

@@ -28,19 +28,53 @@ pub(super) async fn create(
     origin: Origin,
     execution: ExecutionId,
 ) -> Ended {
-    match attempt(&context, &record, &origin, &execution).await {
+    let _starting = context.starting();
+    let made = async {
+        let timings = start(&context, &record, &origin, &execution).await?;
+        greet(&context, &record, &execution, timings).await
+    };
+    ended(&context, &record, &execution, made.await).await
+}
+
+/// Makes the sandbox of a record in state `Creating` from one that was started ahead of time. The
+/// journal gets to know what it is meanwhile.
+pub(super) async fn adopt(context: Arc<Context>, record: Record, execution: ExecutionId) -> Ended {
+    let _starting = context.starting();
+    let made = async {
+        let assigned = async {
+            let assigned = context.db.assign(record.clone()).await;
+            assigned.map_err(|error| Cause::Io {
+                step: "journal what a prepared sandbox is",
+                source: std::io::Error::other(error),
+            })
+        };
+        let greeted = greet(&context, &record, &execution, Timings::default());
+        let (timings, ()) = tokio::try_join!(greeted, assigned)?;
+        Ok(timings)
+    };
+    ended(&context, &record, &execution, made.await).await
+}
+
+async fn ended(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    made: Result<Timings, Cause>,
+) -> Ended {
+    match made {
         Ok(timings) => Ended {
             timings,
             ..Ended::done()
         },
         Err(cause) => {
-            super::kill::delete(&context, &record, Some(&execution)).await;
+            super::kill::delete(context, record, Some(execution)).await;
             Ended::failed(Outcome::Undone, cause)
         }
     }
 }
 
-async fn attempt(
+/// Starts an execution that nobody has greeted. A failure leaves things to be deleted.
+pub(super) async fn start(
     context: &Arc<Context>,
     record: &Record,
     origin: &Origin,
@@ -57,12 +91,10 @@ async fn attempt(
             source,
         })?;
     files.disks().create().await?;
-    let timings = match origin {
-        Origin::Template(template) => from_template(context, record, template, execution).await?,
-        Origin::Snapshot(snapshot) => from_snapshot(context, record, snapshot, execution).await?,
-    };
-    context.faults.reach(Step::CreatePublish).await?;
-    Ok(timings)
+    match origin {
+        Origin::Template(template) => from_template(context, record, template, execution).await,
+        Origin::Snapshot(snapshot) => from_snapshot(context, record, snapshot, execution).await,
+    }
 }
 
 async fn from_template(
@@ -96,9 +128,20 @@ async fn from_template(
             .map_err(|e| e.source)?;
     }
     timings.note("start", begun);
+    Ok(timings)
+}
+
+/// Tells the agent who it is.
+async fn greet(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    mut timings: Timings,
+) -> Result<Timings, Cause> {
     context.faults.reach(Step::CreateAgent).await?;
     let greeting = launch::greet(context, record, execution);
     timings.of("agent", greeting).await?;
+    context.faults.reach(Step::CreatePublish).await?;
     Ok(timings)
 }
 
@@ -126,7 +169,6 @@ async fn from_snapshot(
         Start::New,
     )
     .await;
-    context.faults.reach(Step::CreateAgent).await?;
     match started.cause {
         None if started.outcome == Outcome::Done => Ok(started.timings),
         None => Err(Cause::Exited),

@@ -28,6 +28,7 @@ mod kill;
 mod launch;
 mod memory;
 mod pause;
+mod pool;
 mod record;
 mod recovery;
 mod registry;

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::context::Context;
 use super::driver::{Driver, Message, Request, Work};
 use super::files::SandboxFiles;
+use super::pool::Pool;
 use super::state::State;
 use super::warm::Warm;
 use super::{
@@ -71,6 +72,7 @@ pub struct Sandboxes {
     templates: Templates,
     transfers: Transfers,
     live: Live,
+    pools: Vec<Arc<Pool>>,
 }
 
 impl Sandboxes {
@@ -98,13 +100,15 @@ impl Sandboxes {
             settings: parts.settings,
             faults: parts.faults,
             tasks: parts.tasks,
+            starting: Arc::default(),
             changes: watch::Sender::new(()),
         });
-        let sandboxes = Self {
+        let mut sandboxes = Self {
             context,
             templates: parts.templates,
             transfers,
             live: Live::default(),
+            pools: Vec::new(),
         };
         let mut used: BTreeSet<PathBuf> = layers.into_iter().collect();
         let mut known = BTreeSet::new();
@@ -123,6 +127,14 @@ impl Sandboxes {
         if !folders.iter().any(|folder| has_strangers(folder, &known)) {
             sweep_layers(data_dir, &used);
         }
+        let templates = sandboxes.templates.all().iter();
+        sandboxes.pools = templates
+            .map(|template| {
+                let context = Arc::clone(&sandboxes.context);
+                let most = context.settings.pool;
+                Pool::open(context, Arc::clone(template), most)
+            })
+            .collect();
         Ok(sandboxes)
     }
 
@@ -243,6 +255,9 @@ impl Sandboxes {
 
     /// Lets go of what is held only to be fast, before the server stops.
     pub async fn close(&self) {
+        for pool in &self.pools {
+            pool.close().await;
+        }
         self.context.warm.close().await;
     }
 

@@ -62,6 +62,7 @@ pub(super) async fn resume(
     from: StartPoint,
     mut start: Start,
 ) -> Ended {
+    let _starting = context.starting();
     let mut retried = false;
     loop {
         let mut timings = Timings::default();

@@ -58,6 +58,11 @@ impl Templates {
         Self { all }
     }
 
+    /// All of them.
+    pub fn all(&self) -> &[Arc<Template>] {
+        &self.all
+    }
+
     /// The layers of all of them.
     pub fn layers(&self) -> Vec<PathBuf> {
         let layers = self.all.iter().flat_map(|template| &template.layers);

@@ -12,6 +12,7 @@ mod export;
 mod history;
 mod ladder;
 mod lifecycle;
+mod pool;
 mod served;
 mod snapshots;
 mod soak;

@@ -213,6 +213,7 @@ fn no_sequence_of_calls_and_kills_loses_anything() {
             memory_bytes: *[0, 8192, 1 << 20].choose(&mut rng).unwrap(),
             keep: Duration::from_secs(3600),
         };
+        place.pool = rng.random_range(0..3);
         let server = Server::start(&place);
         server.runtime.block_on(async {
             model.check(&place, &server.sandboxes).await;

@@ -35,6 +35,7 @@ pub(crate) struct Place {
     pub(crate) boot_without_memory: bool,
     pub(crate) free_space_reserve: u64,
     pub(crate) warm: WarmSettings,
+    pub(crate) pool: usize,
 }
 
 impl Place {
@@ -46,6 +47,7 @@ impl Place {
             boot_without_memory: true,
             free_space_reserve: 0,
             warm: WarmSettings::OFF,
+            pool: 0,
         }
     }
 
@@ -112,6 +114,7 @@ impl Place {
                 },
                 boot_without_memory: self.boot_without_memory,
                 warm: self.warm,
+                pool: self.pool,
                 free_space_reserve: self.free_space_reserve,
             },
             templates: Templates::new(vec![Arc::new(template)]),

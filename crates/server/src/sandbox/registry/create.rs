@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::ExecutionId;
+use engine::{ExecutionId, NetworkPolicy};
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
 use super::Sandboxes;
+use super::live::Admission;
 use crate::sandbox::create::{self, Origin};
-use crate::sandbox::driver::{Message, Request};
+use crate::sandbox::driver::{Message, Request, Work};
+use crate::sandbox::pool::Prepared;
 use crate::sandbox::state::State;
 use crate::sandbox::{
     CreateRequest, Disks, Record, Run, SandboxError, SandboxId, SandboxSpec, SandboxView,
@@ -66,7 +68,46 @@ impl Sandboxes {
             lifecycle: request.lifecycle,
             create_timeout: request.timeout,
         };
+        if let Some(created) = self.create_prepared(&spec).await {
+            return created;
+        }
         self.create_from(origin, spec).await
+    }
+
+    /// Makes one of those started ahead of time, if there is one; `None` also when that fails.
+    async fn create_prepared(
+        &self,
+        spec: &SandboxSpec,
+    ) -> Option<Result<SandboxView, SandboxError>> {
+        let mut pools = self.pools.iter();
+        let pool = pools.find(|pool| pool.template_id() == spec.template_id)?;
+        // The network of a prepared one is open already.
+        if spec.network() != NetworkPolicy::Internet
+            || self.check_timeout(spec.create_timeout).is_err()
+        {
+            return None;
+        }
+        let admitted = match self.live.admit(self.context.settings.max_running) {
+            Ok(admitted) => admitted,
+            Err(error) => return Some(Err(error)),
+        };
+        let Prepared { record, execution } = pool.take()?;
+        let record = Record {
+            generation: record.generation + 1,
+            run: Run::starting_now(spec.create_timeout, self.context.settings.max_run),
+            spec: spec.clone(),
+            ..record
+        };
+        let context = Arc::clone(&self.context);
+        let work = create::adopt(context, record.clone(), execution);
+        match self.created(record, Box::pin(work), admitted).await {
+            Ok(view) => Some(Ok(view)),
+            Err(SandboxError::ShuttingDown) => Some(Err(SandboxError::ShuttingDown)),
+            Err(error) => {
+                tracing::warn!(%error, "a prepared sandbox is of no use; making another");
+                None
+            }
+        }
     }
 
     async fn create_from(
@@ -102,12 +143,22 @@ impl Sandboxes {
             })?;
         let context = Arc::clone(&self.context);
         let work = create::create(context, record.clone(), origin, execution);
+        self.created(record, Box::pin(work), admitted).await
+    }
+
+    /// Drives a sandbox that is being made, and answers when it runs.
+    async fn created(
+        &self,
+        record: Record,
+        work: Work,
+        admitted: Admission,
+    ) -> Result<SandboxView, SandboxError> {
         let (reply, answer) = oneshot::channel();
         let message = Message {
             request: Request::Created,
             reply,
         };
-        self.drive(record, Some(Box::pin(work)), Some(message));
+        self.drive(record, Some(work), Some(message));
         drop(admitted);
         let answered = answer.await.map_err(|_| SandboxError::ShuttingDown)??;
         answered.view.ok_or(SandboxError::ShuttingDown)
