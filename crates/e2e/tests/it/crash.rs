@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use crate::support::Server;
+use crate::support::{FAST, Server};
 
 const CLIENTS: usize = 3;
 /// After the last kill the clients check everything once more.
@@ -21,7 +21,7 @@ fn kills() -> usize {
 
 #[test]
 fn no_moment_of_a_sigkill_loses_or_sticks_a_sandbox() {
-    let mut server = Server::start("");
+    let mut server = Server::start(FAST);
     let stop = server.data_dir().with_file_name("stop");
     let mut clients: Vec<Child> = (0..CLIENTS)
         .map(|_| {

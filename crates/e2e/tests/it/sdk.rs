@@ -1,13 +1,13 @@
 //! What users do, by the published SDKs.
 
-use crate::support::Server;
+use crate::support::{FAST, Server};
 
 /// Small limits, so that hitting them is quick.
 const SMALL: &str = "[sandbox]\nmemory_mib = 512\ndisk_mib = 1024\nfree_space_reserve_mib = 64";
 
 #[test]
 fn the_story_of_the_readme_is_true_in_three_flavours() {
-    let server = Server::start("");
+    let server = Server::start(FAST);
     server.run("story.py", &[]);
     server.run("story_async.py", &[]);
     server.run("story.mjs", &[]);
@@ -16,10 +16,12 @@ fn the_story_of_the_readme_is_true_in_three_flavours() {
 
 #[test]
 fn everything_a_program_holds_comes_back_in_every_round() {
-    let server = Server::start("");
-    let told = server.run("persistence.py", &["20"]);
-    println!("{told}");
-    server.assert_nothing_left();
+    for (speed, rounds) in [("", "20"), (FAST, "10")] {
+        let server = Server::start(speed);
+        let told = server.run("persistence.py", &[rounds]);
+        println!("{told}");
+        server.assert_nothing_left();
+    }
 }
 
 #[test]
