@@ -38,6 +38,8 @@ pub struct Config {
     pub pool: PoolConfig,
     /// See [`WarmConfig`].
     pub warm: WarmConfig,
+    /// See [`ColdConfig`].
+    pub cold: ColdConfig,
     /// See [`ImportConfig`].
     pub import: ImportConfig,
 }
@@ -110,6 +112,20 @@ impl WarmConfig {
     }
 }
 
+/// Sandboxes that have been paused for long.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ColdConfig {
+    /// Their images are compressed after this time; 0 turns this off.
+    pub seconds: u64,
+}
+
+impl Default for ColdConfig {
+    fn default() -> Self {
+        Self { seconds: 24 * 3600 }
+    }
+}
+
 /// Imports of snapshots.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -177,6 +193,7 @@ impl Default for Config {
             sandbox: SandboxConfig::default(),
             pool: PoolConfig::default(),
             warm: WarmConfig::default(),
+            cold: ColdConfig::default(),
             import: ImportConfig::default(),
         }
     }
@@ -316,6 +333,7 @@ impl Config {
             boot_without_memory: sandbox.boot_without_memory,
             pool: self.pool.most,
             warm: self.warm.settings(),
+            pack_after: (self.cold.seconds > 0).then(|| Duration::from_secs(self.cold.seconds)),
             free_space_reserve: sandbox.free_space_reserve_mib << 20,
         }
     }

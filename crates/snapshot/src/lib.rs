@@ -9,11 +9,14 @@
 //! images/.staging-m7k…/   being written, or left by a crash
 //! images/m7k…/            committed, never changed again
 //!   manifest.json         format version, engine build, layers, sizes, hashes
-//!   checkpoint.img …      the engine's
+//!   checkpoint.img …      the engine's; large ones as pages.img.zst in a packed image
+//! images/.unpacked-m7k…/  what a packed image is restored from
 //! ```
 
 mod manifest;
+mod packed;
 mod store;
 
 pub use manifest::{EngineIdentity, FORMAT_VERSION, FileEntry, ImageId, Manifest, Subject};
+pub use packed::Packing;
 pub use store::{ImageError, Images, Staging};

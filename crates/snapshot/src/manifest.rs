@@ -5,8 +5,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the directory format written by this build. A newer one is refused by name.
-pub const FORMAT_VERSION: u32 = 1;
+/// Newest version of the directory format that this build reads. A newer one is refused by name.
+pub const FORMAT_VERSION: u32 = PACKED_VERSION;
+
+/// Version of packed images; the others are written as 1, which every build reads.
+pub(crate) const PACKED_VERSION: u32 = 2;
+
+/// Version of images as an engine wrote them.
+pub(crate) const PLAIN_VERSION: u32 = 1;
 
 /// Name of an image: `m` and 20 characters of `[a-z0-9]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -86,6 +92,19 @@ pub struct FileEntry {
     /// BLAKE3 in hex, for files small enough to be hashed while the guest stands still.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub blake3: Option<String>,
+    /// Size of `<name>.zst`, which is there in its place when the image is packed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub packed_bytes: Option<u64>,
+}
+
+impl FileEntry {
+    /// Name of the file that is there.
+    pub fn stored_name(&self) -> String {
+        match self.packed_bytes {
+            Some(_) => format!("{}.zst", self.name),
+            None => self.name.clone(),
+        }
+    }
 }
 
 /// The whole of `manifest.json`.
@@ -101,4 +120,11 @@ pub struct Manifest {
     pub subject: Subject,
     /// What it consists of.
     pub files: Vec<FileEntry>,
+}
+
+impl Manifest {
+    /// Whether large files are compressed.
+    pub fn is_packed(&self) -> bool {
+        self.files.iter().any(|file| file.packed_bytes.is_some())
+    }
 }

@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::manifest::{EngineIdentity, FORMAT_VERSION, FileEntry, ImageId, Manifest, Subject};
+use crate::manifest::{
+    EngineIdentity, FORMAT_VERSION, FileEntry, ImageId, Manifest, PLAIN_VERSION, Subject,
+};
 
-const STAGING_PREFIX: &str = ".staging-";
-const MANIFEST: &str = "manifest.json";
+pub(crate) const STAGING_PREFIX: &str = ".staging-";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// Files up to this size are hashed at commit: the engine's metadata, not its pages.
 const HASHED_UP_TO: u64 = 16 << 20;
 
@@ -56,7 +58,7 @@ impl ImageError {
     }
 }
 
-fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+pub(crate) fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
     let path = path.to_owned();
     move |source| ImageError::Io { step, path, source }
 }
@@ -81,6 +83,10 @@ impl Images {
     /// The images below `directory`, which need not exist yet.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Starts a new image under a name not used before.
@@ -130,23 +136,26 @@ impl Images {
             what,
         };
         for file in &manifest.files {
-            let path = directory.join(&file.name);
+            let name = file.stored_name();
+            let path = directory.join(&name);
             // What the manifest names may come from elsewhere: a link or a pipe is no file of an image.
             let size = match fs::symlink_metadata(&path) {
                 Ok(metadata) if metadata.is_file() => metadata.len(),
-                Ok(_) => return Err(damaged(format!("{} is no file", file.name))),
+                Ok(_) => return Err(damaged(format!("{name} is no file"))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(damaged(format!("{} is missing", file.name)));
+                    return Err(damaged(format!("{name} is missing")));
                 }
                 Err(error) => return Err(io_error("look at", &path)(error)),
             };
-            if size != file.size_bytes {
+            let expected = file.packed_bytes.unwrap_or(file.size_bytes);
+            if size != expected {
                 return Err(damaged(format!(
-                    "{} has {size} bytes, {} were committed",
-                    file.name, file.size_bytes
+                    "{name} has {size} bytes, {expected} were committed"
                 )));
             }
-            if let Some(expected) = &file.blake3
+            // A packed one is compared when it is unpacked.
+            if file.packed_bytes.is_none()
+                && let Some(expected) = &file.blake3
                 && hash(&path)? != *expected
             {
                 return Err(damaged(format!("{} has another content", file.name)));
@@ -164,10 +173,10 @@ impl Images {
         let manifest = self.check(id)?;
         let staging = to.stage(id)?;
         let directory = staging.staging.clone();
-        let names = manifest.files.iter().map(|file| file.name.as_str());
-        let linked = names.chain([MANIFEST]).try_for_each(|name| {
-            let target = directory.join(name);
-            fs::hard_link(self.path(id).join(name), &target).map_err(io_error("link", &target))
+        let names = manifest.files.iter().map(FileEntry::stored_name);
+        let linked = names.chain([MANIFEST.to_owned()]).try_for_each(|name| {
+            let target = directory.join(&name);
+            fs::hard_link(self.path(id).join(&name), &target).map_err(io_error("link", &target))
         });
         let shared = linked.and_then(|()| staging.publish());
         if shared.is_err() {
@@ -224,7 +233,7 @@ impl Images {
         Ok(())
     }
 
-    fn names(&self) -> Result<Vec<String>, ImageError> {
+    pub(crate) fn names(&self) -> Result<Vec<String>, ImageError> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -273,11 +282,12 @@ impl Staging {
                 name,
                 size_bytes,
                 blake3,
+                packed_bytes: None,
             });
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let manifest = Manifest {
-            format_version: FORMAT_VERSION,
+            format_version: PLAIN_VERSION,
             id: self.id.clone(),
             engine,
             subject,
@@ -348,7 +358,7 @@ fn parse(id: &ImageId, text: &[u8]) -> Result<Manifest, ImageError> {
     Ok(manifest)
 }
 
-fn sync(path: &Path) -> Result<(), ImageError> {
+pub(crate) fn sync(path: &Path) -> Result<(), ImageError> {
     let file = File::open(path).map_err(io_error("open", path))?;
     file.sync_all().map_err(io_error("fsync", path))
 }
@@ -360,7 +370,7 @@ fn hash(path: &Path) -> Result<String, ImageError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-fn remove(path: &Path) -> Result<(), ImageError> {
+pub(crate) fn remove(path: &Path) -> Result<(), ImageError> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -460,12 +470,12 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         fs::write(
             &path,
-            text.replace("\"format_version\": 1", "\"format_version\": 2"),
+            text.replace("\"format_version\": 1", "\"format_version\": 3"),
         )
         .unwrap();
         assert!(matches!(
             images.check(&id),
-            Err(ImageError::Newer { found: 2, .. })
+            Err(ImageError::Newer { found: 3, .. })
         ));
     }
 

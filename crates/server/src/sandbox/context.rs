@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::{Engine, ExecutionId, ExecutionSpec};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use super::files::SandboxFiles;
@@ -33,6 +33,8 @@ pub struct Settings {
     pub boot_without_memory: bool,
     /// Most sandboxes of a template that are started ahead of time; 0 for none.
     pub pool: usize,
+    /// The image of a sandbox that has been paused for this long is packed; never if `None`.
+    pub pack_after: Option<Duration>,
     /// Bounds of the warm tier.
     pub warm: WarmSettings,
     /// Bytes that stay free on the data directory's file system.
@@ -49,6 +51,8 @@ pub(super) struct Context {
     pub(super) warm: Arc<Warm>,
     pub(super) faults: Faults,
     pub(super) tasks: TaskTracker,
+    /// Whoever packs an image.
+    pub(super) packing: Semaphore,
     /// Creates and resumes under way.
     pub(super) starting: Arc<AtomicUsize>,
     /// Told whenever a sandbox changes or goes.

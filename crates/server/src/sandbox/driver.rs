@@ -5,6 +5,7 @@
 //! the record, so nobody can read a state, look away, and set another.
 
 mod calls;
+mod cold;
 mod deadline;
 mod journal;
 mod work;
@@ -32,6 +33,7 @@ use super::{Record, ResumeFrom, SandboxError, Timings, rollback};
 use crate::snapshots::{Snapshot, SnapshotId};
 use calls::Answered;
 pub(super) use calls::{Answer, Message, Request};
+use cold::Cooling;
 pub(super) use journal::Published;
 pub(super) use work::Work;
 
@@ -55,6 +57,8 @@ pub(super) struct Driver {
     timings: Timings,
     /// Since when the guest stands still in the transition in flight.
     still_since: Option<Instant>,
+    /// Packs the image of a paused one.
+    cooling: Option<Cooling>,
     /// Deletes the image that the current run was loaded from, when it is read no more.
     releasing: Option<JoinHandle<()>>,
     /// Resolves when the live execution dies.
@@ -93,6 +97,7 @@ impl Driver {
             made: None,
             timings: Timings::default(),
             still_since: None,
+            cooling: None,
             releasing: None,
             exit: None,
             expiry_not_before: None,
@@ -116,7 +121,7 @@ impl Driver {
             self.enter_run();
         }
         loop {
-            let (idle, expiry) = (self.work.is_none(), self.expiry());
+            let (idle, expiry, cold) = (self.work.is_none(), self.expiry(), self.cold_at());
             tokio::select! {
                 biased;
                 ended = maybe(self.work.as_mut()) => {
@@ -131,6 +136,7 @@ impl Driver {
                     }
                 }
                 () = until(expiry), if idle => self.expire().await,
+                () = until(cold), if idle => self.cool(),
                 message = self.inbox.recv() => match message {
                     Some(message) => self.handle(message).await,
                     None => return,
@@ -200,6 +206,7 @@ impl Driver {
             | Transition::Rollback(_)
             | Transition::Lose(_) => None,
         };
+        self.stop_cooling().await;
         let frozen = frozen_for(&self.context, &self.record, &transition, from).await;
         let start = match frozen {
             Some(_) => Start::Thaw,
@@ -379,7 +386,10 @@ impl Driver {
             if let Err(error) = context.engine.image_released(&execution).await {
                 tracing::debug!(execution.id = %execution, %error, "an image is read no more");
             }
-            let deleted = blocking(move || old.iter().try_for_each(|id| images.delete(id))).await;
+            let deleted = blocking(move || {
+                old.iter().try_for_each(|id| images.delete(id))?;
+                images.remove_unpacked()
+            }).await;
             if let Err(error) = deleted {
                 tracing::warn!(execution.id = %execution, %error, "an old image could not be deleted");
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use engine::Engine;
 use futures_util::StreamExt;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::context::Context;
@@ -100,6 +100,7 @@ impl Sandboxes {
             settings: parts.settings,
             faults: parts.faults,
             tasks: parts.tasks,
+            packing: Semaphore::new(1),
             starting: Arc::default(),
             changes: watch::Sender::new(()),
         });

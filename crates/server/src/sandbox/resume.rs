@@ -221,7 +221,16 @@ async fn from_memory(
         .reach(Step::ResumeStart)
         .await
         .map_err(Failure::before_the_guest)?;
-    let path = images.path(image);
+    let path = if manifest.is_packed() {
+        context
+            .check_free_space(manifest.files.iter().map(|file| file.size_bytes).sum())
+            .map_err(|error| Failure::before_the_guest(Cause::NoSpace(error)))?;
+        let unpacking = blocking(move || images.plain(&manifest));
+        let unpacked = timings.of("unpack", unpacking).await;
+        unpacked.map_err(Failure::before_the_guest)?
+    } else {
+        images.path(image)
+    };
     renew_missing_disk(context, record).await?;
     let starting = context.engine.start(&spec, StartFrom::Image(&path));
     timings
@@ -296,6 +305,10 @@ async fn undo(
     guest_may_have_run: bool,
 ) -> Outcome {
     destroy(context, execution).await;
+    let images = context.files(record).images();
+    if let Err(error) = blocking(move || images.remove_unpacked()).await {
+        tracing::warn!(sandbox.id = %record.id, %error, "an unpacked image was left behind");
+    }
     if record.disks.fresh {
         // Whatever this start wrote goes with the disk; the next one makes an empty one.
         let disk = context.own_disk(record);

@@ -36,6 +36,7 @@ pub(crate) struct Place {
     pub(crate) free_space_reserve: u64,
     pub(crate) warm: WarmSettings,
     pub(crate) pool: usize,
+    pub(crate) pack_after: Option<Duration>,
 }
 
 impl Place {
@@ -48,6 +49,7 @@ impl Place {
             free_space_reserve: 0,
             warm: WarmSettings::OFF,
             pool: 0,
+            pack_after: None,
         }
     }
 
@@ -115,6 +117,7 @@ impl Place {
                 boot_without_memory: self.boot_without_memory,
                 warm: self.warm,
                 pool: self.pool,
+                pack_after: self.pack_after,
                 free_space_reserve: self.free_space_reserve,
             },
             templates: Templates::new(vec![Arc::new(template)]),
