@@ -1,6 +1,7 @@
 //! `/files`: plain HTTP download and upload, and joining files (contract §6.2 to §6.4).
 
 pub(crate) mod attributes;
+mod buffers;
 mod chunks;
 mod compose;
 mod content_type;

@@ -20,7 +20,7 @@ use crate::server::Failed;
 use crate::users::User;
 
 /// Bytes collected before they are written.
-const BUFFER: usize = 256 * 1024;
+const BUFFER: usize = 1024 * 1024;
 
 /// A file open for writing.
 pub(crate) struct Target {
