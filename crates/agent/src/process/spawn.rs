@@ -1,16 +1,17 @@
-//! Fork and exec, by hand: the standard library waits for children itself, which fights with an
+//! Starting a program, by hand: the standard library waits for children itself, which fights with an
 //! init process that collects them all.
 //!
-//! Everything the child needs is allocated before the fork. The child only makes system calls on
-//! it, because other threads may have held locks (of the allocator, say) when it was copied.
+//! The child borrows the agent's memory until it runs the program, while the thread that started it
+//! stands still (`CLONE_VM`, `CLONE_VFORK`): copying an address space is the dearest part of a fork in
+//! gVisor. So everything the child needs is allocated before, and it only makes system calls on it:
+//! it must take no lock, and call nothing that keeps records of threads, as `setuid` of libc does.
+//! Once it is another user, kernels let nobody look into the shared memory until the program runs.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::ptr;
-
-use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::limits;
 use crate::users::User;
@@ -21,6 +22,8 @@ const NOT_EXECUTABLE: c_int = 126;
 /// Makes the kernel prefer user processes to the agent when memory runs out.
 const OOM_SCORE: &CStr = c"100";
 const UMASK: libc::mode_t = 0o022;
+/// Stack of the child until it runs the program. Paths and arguments are not on it.
+const CHILD_STACK: usize = 64 * 1024;
 
 /// A program to start, with everything resolved.
 #[derive(Debug)]
@@ -105,29 +108,10 @@ impl Program {
     /// cannot be executed is started all the same, as upstream's shell wrapper does: the child
     /// writes a line to standard error and exits with 127 or 126.
     pub(crate) fn spawn(&self, files: [&OwnedFd; 3], terminal: bool) -> Result<u32, SpawnError> {
-        let image = Image::new(self, files, terminal);
-        let (report, reporter) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|error| SpawnError::Fork(error.into()))?;
-        let reporter_raw = reporter.as_raw_fd();
-
-        #[expect(
-            unsafe_code,
-            reason = "the standard library collects its children itself"
-        )]
-        // SAFETY: the child runs only `Image::become_program`, which makes system calls on memory
-        // prepared above and never returns.
-        let pid = unsafe {
-            match libc::fork() {
-                0 => image.become_program(reporter_raw),
-                pid => pid,
-            }
-        };
-        if pid < 0 {
-            return Err(SpawnError::Fork(io::Error::last_os_error()));
-        }
-        drop(reporter);
-        match read_report(&report) {
-            None => Ok(pid.unsigned_abs()),
+        let mut image = Image::new(self, files, terminal);
+        let pid = start(&mut image).map_err(SpawnError::Fork)?;
+        match image.failure {
+            None => Ok(pid),
             Some((step, errno)) => Err(SpawnError::Child {
                 step: STEPS.get(step).copied().unwrap_or("start"),
                 source: io::Error::from_raw_os_error(errno),
@@ -136,23 +120,33 @@ impl Program {
     }
 }
 
-/// Waits until the child runs the program (the pipe closes) or says which step failed.
-fn read_report(report: &OwnedFd) -> Option<(usize, i32)> {
-    let mut bytes = [0_u8; 8];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match rustix::io::read(report, &mut bytes[filled..]) {
-            Ok(0) => return None,
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return None,
-        }
+/// Starts a child that becomes the program; returns when it has, or has given up.
+#[expect(
+    unsafe_code,
+    reason = "the standard library collects its children itself"
+)]
+fn start(image: &mut Image<'_>) -> io::Result<u32> {
+    extern "C" fn child(image: *mut c_void) -> c_int {
+        // SAFETY: `image` is what `clone` was given below. Its owner stands still.
+        unsafe { (*image.cast::<Image<'_>>()).become_program() }
     }
-    let [a, b, c, d, e, f, g, h] = bytes;
-    Some((
-        u32::from_ne_bytes([a, b, c, d]) as usize,
-        i32::from_ne_bytes([e, f, g, h]),
-    ))
+    let mut stack = vec![0_u128; CHILD_STACK / size_of::<u128>()];
+    let top = stack.as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the child runs on a stack of its own, makes only system calls on memory prepared above
+    // and never returns; this thread goes on when the child no longer uses that memory. Signals are
+    // blocked until the child has got rid of the agent's handlers, which would run in this memory.
+    let (pid, error) = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let pid = libc::clone(child, top.cast(), flags, ptr::from_mut(image).cast());
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
+        (pid, error)
+    };
+    u32::try_from(pid).map_err(|_negative| error)
 }
 
 fn candidates(command: &str, search: &str) -> Result<Vec<CString>, SpawnError> {
@@ -184,6 +178,8 @@ struct Image<'a> {
     files: [RawFd; 3],
     terminal: bool,
     open_files: Option<libc::rlimit>,
+    /// Set by the child: index in [`STEPS`] and error number.
+    failure: Option<(usize, c_int)>,
 }
 
 impl<'a> Image<'a> {
@@ -212,22 +208,19 @@ impl<'a> Image<'a> {
             files: files.map(AsRawFd::as_raw_fd),
             terminal,
             open_files: limits::open_files(),
+            failure: None,
         }
     }
 
-    /// Turns the forked child into the program. System calls only, no allocation.
-    #[expect(unsafe_code, reason = "there is no safe way to set up a forked child")]
-    unsafe fn become_program(mut self, reporter: RawFd) -> ! {
-        // SAFETY: called in the child only; all pointers were made from live strings before the
-        // fork, and every function is async-signal-safe.
+    /// Turns the child into the program. System calls only, no allocation.
+    #[expect(unsafe_code, reason = "there is no safe way to set up a child")]
+    unsafe fn become_program(&mut self) -> ! {
+        // SAFETY: called in the child only; all pointers were made from live strings before, and
+        // every function is async-signal-safe.
         unsafe {
-            self.inherit_nothing(reporter);
+            self.inherit_nothing();
             if let Err(step) = self.set_up() {
-                let errno = *libc::__errno_location();
-                let mut report = [0_u8; 8];
-                report[..4].copy_from_slice(&(step as u32).to_ne_bytes());
-                report[4..].copy_from_slice(&errno.to_ne_bytes());
-                libc::write(reporter, report.as_ptr().cast(), report.len());
+                self.failure = Some((step, *libc::__errno_location()));
                 libc::_exit(NOT_FOUND);
             }
             let denied = self.execute();
@@ -242,8 +235,8 @@ impl<'a> Image<'a> {
     }
 
     /// Default signals, ordinary priority, and no files but the three.
-    #[expect(unsafe_code, reason = "runs in a forked child")]
-    unsafe fn inherit_nothing(&self, reporter: RawFd) {
+    #[expect(unsafe_code, reason = "runs in the child")]
+    unsafe fn inherit_nothing(&self) {
         // SAFETY: as in `become_program`.
         unsafe {
             // Exec resets handlers but keeps what is ignored: the runtime ignores SIGPIPE.
@@ -267,34 +260,34 @@ impl<'a> Image<'a> {
             // started with. Old kernels lack the call.
             let flags = libc::CLOSE_RANGE_CLOEXEC as c_int;
             libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, flags);
-            debug_assert!(reporter > 2);
         }
     }
 
     /// Session, terminal, files, identity, directory. The error is the index in [`STEPS`].
     ///
     /// The directory comes last: one the user may not enter has to fail.
-    #[expect(unsafe_code, reason = "runs in a forked child")]
+    #[expect(unsafe_code, reason = "runs in the child")]
     unsafe fn set_up(&self) -> Result<(), usize> {
         // SAFETY: as in `become_program`.
         unsafe {
-            succeeded(libc::setsid(), 0)?;
+            succeeded(libc::setsid().into(), 0)?;
             if self.terminal {
-                succeeded(libc::ioctl(self.files[0], libc::TIOCSCTTY, 0), 1)?;
+                succeeded(libc::ioctl(self.files[0], libc::TIOCSCTTY, 0).into(), 1)?;
             }
             for (target, file) in (0..).zip(self.files) {
-                succeeded(libc::dup2(file, target), 2)?;
+                succeeded(libc::dup2(file, target).into(), 2)?;
             }
             let groups = &self.program.groups;
-            succeeded(libc::setgroups(groups.len(), groups.as_ptr()), 3)?;
-            succeeded(libc::setgid(self.program.gid), 4)?;
-            succeeded(libc::setuid(self.program.uid), 5)?;
-            succeeded(libc::chdir(self.program.directory.as_ptr()), 6)
+            let changed = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
+            succeeded(changed, 3)?;
+            succeeded(libc::syscall(libc::SYS_setgid, self.program.gid), 4)?;
+            succeeded(libc::syscall(libc::SYS_setuid, self.program.uid), 5)?;
+            succeeded(libc::chdir(self.program.directory.as_ptr()).into(), 6)
         }
     }
 
     /// Tries the candidates like a shell; returns whether one was there but may not be run.
-    #[expect(unsafe_code, reason = "runs in a forked child")]
+    #[expect(unsafe_code, reason = "runs in the child")]
     unsafe fn execute(&mut self) -> bool {
         let mut denied = false;
         for candidate in &self.program.candidates {
@@ -315,7 +308,7 @@ impl<'a> Image<'a> {
     }
 }
 
-fn succeeded(result: c_int, step: usize) -> Result<(), usize> {
+fn succeeded(result: c_long, step: usize) -> Result<(), usize> {
     if result < 0 { Err(step) } else { Ok(()) }
 }
 
