@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 /// Changes whenever this file would build something else.
-pub const RECIPE: &str = "debian12-2";
+pub const RECIPE: &str = "debian12-3";
 
 const SUITE: &str = "bookworm";
 /// Where a finished tree says which recipe it was built by.
@@ -219,6 +219,9 @@ fn customise(root: &Path) -> Result<(), RootfsError> {
         fs::write(&path, content).map_err(io_error("write", &path))?;
         set_mode(&path, *mode)?;
     }
+    let profile = root.join("etc/profile");
+    let text = fs::read_to_string(&profile).map_err(io_error("read", &profile))?;
+    fs::write(&profile, quick_profile(&text)).map_err(io_error("write", &profile))?;
     let code = root.join("code");
     fs::create_dir_all(&code).map_err(io_error("create", &code))?;
     open_to_everybody(&code)?;
@@ -237,6 +240,12 @@ fn customise(root: &Path) -> Result<(), RootfsError> {
     }
     let mark = root.join(MARK);
     fs::write(&mark, RECIPE).map_err(io_error("write", &mark))
+}
+
+/// Every command of a client is run by a login shell, and Debian's profile starts a program there only
+/// to learn who it is, which bash knows: that is half the time of a short command.
+fn quick_profile(text: &str) -> String {
+    text.replace("$(id -u)", "${EUID:-$(id -u)}")
 }
 
 /// Makes a folder and all folders below it writable for every user.
