@@ -12,11 +12,13 @@ pub mod client;
 mod hooks;
 mod log;
 mod messages;
+mod watch;
 
 pub use client::{ClientError, Tunnel};
 pub use hooks::{HookEnd, HookKind, HookRun, HooksReply, RunHooks};
 pub use log::LogReader;
 pub use messages::{Failure, InitReply, InitRequest, LogLine, Metrics, PrepareReply};
+pub use watch::MemoryWatch;
 
 /// TCP port of the envd contract, fixed by the E2B SDKs.
 pub const ENVD_PORT: u16 = 49983;
@@ -45,6 +47,10 @@ pub const HOOKS_PATH: &str = "/hooks";
 pub const TUNNEL_PATH: &str = "/tunnel";
 /// Path of the resource usage of the guest.
 pub const METRICS_PATH: &str = "/metrics";
+/// Path of the request that is open while the host watches the guest's memory.
+pub const MEMORY_WATCH_PATH: &str = "/memory-watch";
+/// How long the agent relies on one such request.
+pub const MEMORY_WATCH_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
 /// Path of the agent's log, `?boot=ID&after=NUMBER`.
 pub const LOG_PATH: &str = "/log";
 /// `Upgrade` token of [`TUNNEL_PATH`].

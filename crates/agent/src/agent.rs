@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::connect::{Caller, Code, RpcError};
 use crate::filesystem::Watchers;
 use crate::host::hooks::Hooks;
+use crate::host::watch::HostWatch;
 use crate::log::Log;
 use crate::metrics::Meter;
 use crate::paths;
@@ -30,6 +31,8 @@ pub(crate) struct Agent {
     pub(crate) clients: Connections,
     /// Connections of the host.
     pub(crate) hosts: Connections,
+    /// Whether the host watches the memory.
+    pub(crate) host_watch: Arc<HostWatch>,
     /// CPU use between two calls.
     meter: Meter,
     /// How long a subscriber may hold back a process.
@@ -48,6 +51,7 @@ impl Agent {
             hooks,
             clients: Connections::default(),
             hosts: Connections::default(),
+            host_watch: Arc::default(),
             meter: Meter::default(),
             stall_limit,
         })

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! One thread runs everything; file work goes to a few helper threads that end when idle. An
-//! idle agent does not wake up; while there are processes, it looks after the memory.
+//! idle agent does not wake up; while there are processes, it looks after the memory when the host
+//! does not.
 //!
 //! Invariants:
 //! - every child of init is collected, and only through `process::reaper`;

@@ -373,6 +373,10 @@ impl Engine for Fake {
         })
     }
 
+    fn guest_memory(&self, id: &ExecutionId) -> Result<u64, EngineError> {
+        self.with(id, |guest| (32 << 20) + guest.memory())
+    }
+
     async fn checkpoint(&self, id: &ExecutionId, image: &Path) -> Result<(), EngineError> {
         if self.host.meet(Call::DieInCheckpoint) {
             self.host.kill(id, ExitReason::Exited);

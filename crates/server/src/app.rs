@@ -19,6 +19,7 @@ use crate::config::{Config, OnShutdown};
 use crate::db::Db;
 use crate::history::{self, History};
 use crate::listener;
+use crate::memory_watch;
 use crate::sandbox::{Faults, Parts, Sandboxes};
 use crate::template::{self, BaseOptions, Templates};
 use crate::transfer::EngineBuilds;
@@ -80,6 +81,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let recording = history::record(Arc::clone(&sandboxes), history, shutdown.clone());
     tasks.spawn(recording);
+    tasks.spawn(memory_watch::watch(
+        Arc::clone(&sandboxes),
+        shutdown.clone(),
+    ));
     let serving = tokio::spawn(listener::serve(listeners, state, shutdown.clone()));
     wait_for_signal().await?;
     let on_shutdown = config.sandbox.on_shutdown;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{
-    ClientError, HOST_PORT, HooksReply, InitReply, InitRequest, LogReader, PrepareReply, RunHooks,
+    ClientError, HOST_PORT, HooksReply, InitReply, InitRequest, LogReader, MemoryWatch,
+    PrepareReply, RunHooks,
 };
 use engine::{Engine, EngineError, ExecutionId, Usage};
 use tokio::net::TcpStream;
@@ -75,6 +76,17 @@ impl Guest {
     /// What the execution uses, as the engine sees it.
     pub async fn usage(&self) -> Result<Usage, EngineError> {
         self.engine.usage(&self.execution).await
+    }
+
+    /// Bytes of memory the guest uses now, as the engine sees it.
+    pub fn memory(&self) -> Result<u64, EngineError> {
+        self.engine.guest_memory(&self.execution)
+    }
+
+    /// Lets the agent rely on the host for watching the memory. The caller bounds the time.
+    pub async fn watch_memory(&self) -> Result<MemoryWatch, GuestError> {
+        let stream = self.dial(HOST_PORT).await?;
+        Ok(MemoryWatch::begin(stream).await?)
     }
 
     /// The agent's log after line `after` of a boot, and as it grows.

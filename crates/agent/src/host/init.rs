@@ -35,6 +35,7 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
     if applied == Applied::NewLifecycle {
         // Their peers do not exist any more; left open they would hold back process output.
         agent.clients.hang_up_all();
+        agent.host_watch.forget();
         agent.hooks.started(before.as_deref(), &request.sandbox_id);
         let fields = json!({"processes": agent.processes.list().len()});
         agent

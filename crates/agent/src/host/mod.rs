@@ -1,4 +1,5 @@
-//! The private channel of the host: initialisation, checkpoints, hooks, tunnels.
+//! The private channel of the host: initialisation, checkpoints, hooks, tunnels, and who looks after
+//! the memory.
 //!
 //! It needs no secret because only the gateway's address is served, which nobody inside the sandbox
 //! can send from.
@@ -7,13 +8,14 @@ pub(crate) mod hooks;
 mod init;
 pub(crate) mod memory;
 mod tunnel;
+pub(crate) mod watch;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use agent_api::{
-    HEALTH_PATH, HOOKS_PATH, HookKind, HooksReply, INIT_PATH, LOG_PATH, METRICS_PATH, PREPARE_PATH,
-    PrepareReply, TUNNEL_PATH,
+    HEALTH_PATH, HOOKS_PATH, HookKind, HooksReply, INIT_PATH, LOG_PATH, MEMORY_WATCH_PATH,
+    METRICS_PATH, PREPARE_PATH, PrepareReply, TUNNEL_PATH,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -78,6 +80,10 @@ impl HostChannel {
                 let metrics = self.agent.measure();
                 let metrics = metrics.map_err(|error| Failed::internal(error.to_string()))?;
                 Ok(json(StatusCode::OK, &metrics))
+            }
+            (Method::GET, MEMORY_WATCH_PATH) => {
+                let body = StreamBody::new(self.agent.host_watch.answer());
+                Ok(Response::new(BodyExt::boxed_unsync(body)))
             }
             (Method::GET, LOG_PATH) => Ok(self.log(request.uri().query().unwrap_or_default())),
             (Method::GET, TUNNEL_PATH) => tunnel::open(&self.agent, request).await,

@@ -1,9 +1,10 @@
 //! Keeps the sandbox alive when its memory runs out.
 //!
 //! The guest's kernel kills nothing, and the host's limit would take the whole sandbox. So while
-//! there are processes the agent looks how much memory is left, the more often the less there is,
-//! and kills the biggest one when the sandbox has used up what it was promised. Between the promise
-//! and the host's limit is the engine's headroom, which is the guard's time to act.
+//! there are processes, and the host does not [watch](crate::host::watch) in its stead, the agent
+//! looks how much memory is left, the more often the less there is, and kills the biggest one when
+//! the sandbox has used up what it was promised. Between the promise and the host's limit is the
+//! engine's headroom, which is the guard's time to act.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -32,6 +33,7 @@ const MIB: u64 = 1024 * 1024;
 pub(crate) async fn guard_memory(agent: &Agent) {
     loop {
         agent.processes.reaper.has_children().await;
+        agent.host_watch.over().await;
         let pause = match agent.settings().memory_limit {
             Some(limit) => look(agent, limit),
             None => Look::Enough(LONGEST_PAUSE),

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use agent_api::{ClientError, LogLine, LogReader, client};
+use agent_api::{ClientError, LogLine, LogReader, MemoryWatch, client};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::agent::{Agent, LIMIT, eventually, init_of};
+use crate::agent::{Agent, Events, LIMIT, eventually, init_of};
 
 async fn dial(agent: &Agent) -> TcpStream {
     TcpStream::connect(agent.host).await.unwrap()
@@ -218,4 +218,42 @@ async fn output_that_nobody_heard_is_counted() {
     assert_eq!(ended["process_result"], "signal: killed");
     let bytes = |name: &str| ended[name].as_u64().unwrap();
     assert!(bytes("discarded_bytes") > 0 && bytes("discarded_bytes") <= bytes("stdout_bytes"));
+}
+
+#[tokio::test]
+async fn the_agent_guards_the_memory_only_while_the_host_does_not() {
+    let agent = Agent::start().await;
+    // Everything is too much, so that the guard kills whatever it sees.
+    let mut init = init_of("l1");
+    init.memory_limit_bytes = Some(1);
+    agent.init(&init).await;
+    let watch = async || MemoryWatch::begin(dial(&agent).await).await.unwrap();
+    let out_of_memory = async |events: Events| {
+        let end = events.finish().await.end;
+        let error = end["error"].as_str().unwrap_or_default().to_owned();
+        assert!(error.contains("out of memory"), "{end}");
+    };
+
+    let first = watch().await;
+    let mut sleeper = agent.shell("echo begun; sleep 1000").await;
+    sleeper.until("begun").await;
+    let other = agent.shell("sleep 0.3; echo unharmed").await.finish().await;
+    assert_eq!(other.stdout, b"unharmed\n");
+    // A new watch takes over without a gap.
+    let second = watch().await;
+    drop(first);
+    let other = agent.shell("sleep 0.3; echo unharmed").await.finish().await;
+    assert_eq!(other.stdout, b"unharmed\n");
+    drop(second);
+    out_of_memory(sleeper).await;
+
+    // A watch of an earlier execution is none.
+    let _old = watch().await;
+    let mut sleeper = agent.shell("echo begun; sleep 1000").await;
+    let pid = sleeper.started().await;
+    sleeper.until("begun").await;
+    init.lifecycle_id = "l2".to_owned();
+    init.timestamp += Duration::from_secs(1);
+    agent.init(&init).await;
+    eventually("the kill", async || !agent.live_pids().await.contains(&pid)).await;
 }

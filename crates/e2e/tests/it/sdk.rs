@@ -59,6 +59,13 @@ fn each_limit_stops_its_own_sandbox_only() {
 }
 
 #[test]
+fn a_sandbox_that_sleeps_costs_nothing_and_guards_its_memory_all_the_same() {
+    let server = Server::start(SMALL);
+    println!("{}", server.run("idle.py", &[]));
+    server.assert_nothing_left();
+}
+
+#[test]
 fn a_sandbox_reaches_neither_host_nor_neighbours() {
     let server = Server::start("");
     // A listener on every address of the host, the sandboxes' uplinks included.

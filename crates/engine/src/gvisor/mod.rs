@@ -252,6 +252,13 @@ impl Engine for Gvisor {
             .map_err(failed(format!("read what {id} uses")))
     }
 
+    fn guest_memory(&self, id: &ExecutionId) -> Result<u64, EngineError> {
+        self.require(id)?;
+        let memory = cgroup::memory(&self.paths.cgroup(id));
+        let (guest, _cache) = memory.map_err(failed(format!("read the memory use of {id}")))?;
+        Ok(guest)
+    }
+
     async fn checkpoint(&self, id: &ExecutionId, image: &Path) -> Result<(), EngineError> {
         self.write_image(id, image).await
     }
