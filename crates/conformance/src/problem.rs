@@ -1,19 +1,9 @@
-//! Why a promise was not seen kept.
+//! Saying why a promise was not seen kept.
 
 use std::collections::BTreeSet;
 
+use e2b_client::Problem;
 use serde_json::Value;
-
-/// What a check met instead of what was promised.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    /// Something else than promised.
-    #[error("{0}")]
-    Broken(String),
-    /// The server says that it does not have this.
-    #[error("{0}")]
-    NotSupported(String),
-}
 
 /// Fails a check with what was seen, unless `kept`.
 pub(crate) fn require(kept: bool, seen: impl FnOnce() -> String) -> Result<(), Problem> {

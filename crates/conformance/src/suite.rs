@@ -2,13 +2,11 @@
 
 use std::time::Instant;
 
+use e2b_client::{Agent, Api, Connections, MARK, Problem, Sandbox, TIMEOUT_SECONDS, Target};
 use serde_json::{Value, json};
 
-use crate::agent::Agent;
-use crate::api::{Api, MARK, Sandbox, TIMEOUT_SECONDS, Target};
 use crate::guest::{Guest, Holder};
 use crate::kept::{Round, token};
-use crate::problem::Problem;
 use crate::report::{Findings, Promise, Report, Row};
 use crate::scenario::{self, Scenario};
 
@@ -73,7 +71,7 @@ impl Suite {
             return Err(Problem::Broken("rounds must be at least 1".to_owned()));
         }
         Ok(Self {
-            api: Api::new(options.target.clone())?,
+            api: Api::new(options.target.clone(), Connections::Fresh)?,
             rounds: options.rounds,
             mark: token(),
             options,

@@ -2,14 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use e2b_client::{Agent, Answer, Api, Call, Problem, REQUEST_LIMIT, Sandbox, Stream};
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-
-use crate::agent::{Agent, Stream};
-use crate::api::{Api, Sandbox};
-use crate::problem::Problem;
-use crate::transport::{Answer, Call, REQUEST_LIMIT};
 
 /// Where the programs are.
 const PROGRAMS: &str = "/home/user/conformance";

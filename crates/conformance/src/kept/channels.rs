@@ -3,12 +3,13 @@
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use e2b_client::Problem;
 use rand::RngCore;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Kept, Round, token};
-use crate::problem::{Problem, difference, require};
+use crate::problem::{difference, require};
 use crate::report::Promise;
 
 /// Less than any channel holds.

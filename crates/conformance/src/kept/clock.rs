@@ -1,9 +1,9 @@
 //! The clock inside after each resume.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 
 use super::{Kept, Round, clock_error, clock_is_right};
-use crate::problem::Problem;
 use crate::report::Promise;
 
 /// Remembers the worst.

@@ -1,10 +1,11 @@
 //! State of which a function inside tells the digest: the same after the resume as before.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use serde_json::{Value, json};
 
 use super::{Kept, Round};
-use crate::problem::{Problem, difference, require};
+use crate::problem::{difference, require};
 use crate::report::Promise;
 
 /// When the expected answer is taken.

@@ -1,10 +1,11 @@
 //! The tree of processes.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use serde_json::{Map, Value, json};
 
 use super::{Kept, Round};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// Children, grandchildren, an orphan, other sessions.

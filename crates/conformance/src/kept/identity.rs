@@ -1,9 +1,10 @@
 //! Who the sandbox is.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 
 use super::{Kept, Round};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 use crate::suite::CREATED_VARIABLE;
 

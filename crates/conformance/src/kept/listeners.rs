@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Kept, Round, token};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// Servers on some addresses: what each answers, and where.

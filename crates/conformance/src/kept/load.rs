@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Kept, Round};
 use crate::guest::Guest;
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// A writer must have gone on within this.

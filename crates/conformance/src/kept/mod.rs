@@ -18,11 +18,10 @@ mod watch;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use e2b_client::{Agent, Api, Problem, Sandbox};
 
-use crate::agent::Agent;
-use crate::api::{Api, Sandbox};
 use crate::guest::{Guest, Holder};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 pub(crate) use identity::Identity;

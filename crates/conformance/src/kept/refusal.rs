@@ -1,11 +1,12 @@
 //! Nothing executes in a paused sandbox.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use http::StatusCode;
 use serde_json::json;
 
 use super::{Kept, Round};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// Commands and services.

@@ -1,9 +1,10 @@
 //! The words that the server uses for a sandbox.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 
 use super::{Kept, Round};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// As the single and the list tell it.

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use e2b_client::{Event, Next, Problem};
 
 use super::{Kept, Round};
-use crate::agent::{Event, Next};
 use crate::guest::Holder;
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// An open stream must break within this.

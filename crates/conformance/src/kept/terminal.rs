@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use e2b_client::{Problem, Stream, WindowSize};
 
 use super::{Kept, Round, token};
-use crate::agent::{Stream, WindowSize};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// A shell must have answered within this.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use serde_json::{Map, Value, json};
 
 use super::{Kept, Round};
 use crate::guest::Guest;
-use crate::problem::{Problem, difference, require};
+use crate::problem::{difference, require};
 use crate::report::Promise;
 
 /// Times of files may differ by this: two clocks tell the time of the same write, and the one of

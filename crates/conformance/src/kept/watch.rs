@@ -1,10 +1,11 @@
 //! A watch of a directory.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use serde_json::json;
 
 use super::{Kept, Round, token};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::Promise;
 
 /// The event that waits to be read over the pause.

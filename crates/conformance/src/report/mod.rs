@@ -2,9 +2,8 @@
 
 mod table;
 
+use e2b_client::Problem;
 use serde::Serialize;
-
-use crate::problem::Problem;
 
 pub use table::{Colours, table};
 

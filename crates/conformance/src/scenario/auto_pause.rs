@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use e2b_client::{Problem, Sandbox};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{At, Scenario};
-use crate::api::Sandbox;
 use crate::guest::DIRECTORY;
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 

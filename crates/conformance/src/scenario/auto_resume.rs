@@ -1,13 +1,14 @@
 //! Traffic resumes a sandbox that was made for it.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use futures_util::future::join_all;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{At, Scenario};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 

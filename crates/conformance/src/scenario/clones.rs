@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use e2b_client::{Agent, Problem, Sandbox};
 use serde_json::{Value, json};
 
-use crate::agent::Agent;
-use crate::api::Sandbox;
 use crate::guest::Holder;
 use crate::kept::{
     Counts, Stored, Tree, clock_error, clock_is_right, database_is_whole, log_is_whole,
 };
-use crate::problem::{Problem, difference, require};
+use crate::problem::{difference, require};
 use crate::suite::Suite;
 
 /// A sandbox with memory, files and writers, and what is known of it.

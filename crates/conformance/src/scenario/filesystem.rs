@@ -1,12 +1,13 @@
 //! A pause that keeps the files only: the resume is a boot.
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use serde_json::json;
 
 use super::{At, Scenario};
 use crate::guest::Guest;
 use crate::kept::{Counts, Entries, Identity, Stored, Tree, database_is_whole, log_is_whole};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 

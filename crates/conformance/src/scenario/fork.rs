@@ -1,13 +1,13 @@
 //! Forks of a sandbox that writes all the time.
 
 use async_trait::async_trait;
+use e2b_client::{Forked, Problem, Sandbox, TIMEOUT_SECONDS};
 use http::StatusCode;
 use serde_json::json;
 
 use super::clones::{Source, clocks_are_right, entropy_differs, names_differ};
 use super::{At, Scenario};
-use crate::api::{Forked, Sandbox, TIMEOUT_SECONDS};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::{Findings, Promise};
 use crate::suite::{CREATED_VARIABLE, Suite};
 

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{At, Scenario};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 

@@ -12,8 +12,8 @@ mod rounds;
 mod snapshot;
 
 use async_trait::async_trait;
+use e2b_client::Problem;
 
-use crate::problem::Problem;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 

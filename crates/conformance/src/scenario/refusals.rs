@@ -1,14 +1,14 @@
 //! Requests that make no sense in the state that a sandbox is in.
 
 use async_trait::async_trait;
+use e2b_client::{Answer, Problem};
 use http::StatusCode;
 use serde_json::json;
 
 use super::{At, Scenario};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
-use crate::transport::Answer;
 
 const PAUSED: Promise = Promise::required(
     "pause-of-paused",

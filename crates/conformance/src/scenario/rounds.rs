@@ -3,14 +3,12 @@
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use e2b_client::{Agent, Problem, Sandbox};
 use serde_json::json;
 
 use super::{At, Scenario};
-use crate::agent::Agent;
-use crate::api::Sandbox;
 use crate::guest::{Guest, Holder};
 use crate::kept::{self, Kept, Round};
-use crate::problem::Problem;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 

@@ -1,13 +1,13 @@
 //! Snapshots of a sandbox that writes all the time, and their children.
 
 use async_trait::async_trait;
+use e2b_client::{Problem, Sandbox, Snapshot};
 use http::StatusCode;
 use serde_json::json;
 
 use super::clones::{Source, clocks_are_right, entropy_differs, names_differ};
 use super::{At, Scenario};
-use crate::api::{Sandbox, Snapshot};
-use crate::problem::{Problem, require};
+use crate::problem::require;
 use crate::report::{Findings, Promise};
 use crate::suite::Suite;
 

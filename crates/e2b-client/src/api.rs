@@ -8,11 +8,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::problem::Problem;
-use crate::transport::{Answer, Call, Transport};
+use crate::transport::{Answer, Call, Connections, Transport};
 
 /// Deadline of sandboxes that are not about deadlines; a check that is abandoned leaves them for no
 /// longer.
-pub(crate) const TIMEOUT_SECONDS: u64 = 600;
+pub const TIMEOUT_SECONDS: u64 = 600;
 
 /// Where the server is and how it knows us.
 #[derive(Clone, Debug)]
@@ -29,60 +29,66 @@ pub struct Target {
 /// What a client needs to talk to a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Sandbox {
+pub struct Sandbox {
     #[serde(rename = "sandboxID")]
-    pub(crate) id: String,
+    pub id: String,
     #[serde(rename = "templateID")]
-    pub(crate) template: String,
+    pub template: String,
     #[serde(default, rename = "envdAccessToken")]
-    pub(crate) token: Option<String>,
+    pub token: Option<String>,
     #[serde(default)]
-    pub(crate) domain: Option<String>,
+    pub domain: Option<String>,
 }
 
 /// What the server says about a sandbox, as far as it is looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Detail {
+pub struct Detail {
     #[serde(rename = "sandboxID")]
-    pub(crate) id: String,
-    pub(crate) state: String,
-    pub(crate) started_at: String,
-    pub(crate) end_at: String,
+    pub id: String,
+    /// `running` or `paused`.
+    pub state: String,
+    /// RFC 3339.
+    pub started_at: String,
+    /// RFC 3339; the deadline.
+    pub end_at: String,
     #[serde(default)]
-    pub(crate) metadata: Option<Value>,
+    pub metadata: Option<Value>,
     #[serde(default, rename = "envdAccessToken")]
-    pub(crate) token: Option<String>,
+    pub token: Option<String>,
 }
 
 /// A snapshot that sandboxes can be created from.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Snapshot {
+pub struct Snapshot {
     #[serde(rename = "snapshotID")]
-    pub(crate) id: String,
-    pub(crate) names: Vec<String>,
+    pub id: String,
+    /// `<team>/<name>:<tag>`.
+    pub names: Vec<String>,
 }
 
 /// One child of a fork: one of the two.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Forked {
+pub struct Forked {
     #[serde(default)]
-    pub(crate) sandbox: Option<Sandbox>,
+    pub sandbox: Option<Sandbox>,
     #[serde(default)]
-    pub(crate) error: Option<Value>,
+    pub error: Option<Value>,
 }
 
 /// The API of one server. Remembers what it made, so that nothing is left behind.
 #[derive(Debug)]
-pub(crate) struct Api {
+pub struct Api {
     target: Target,
-    pub(crate) transport: Transport,
+    /// For calls that have no function here.
+    pub transport: Transport,
     sandboxes: Mutex<BTreeSet<String>>,
     snapshots: Mutex<BTreeSet<String>>,
 }
 
 impl Api {
-    pub(crate) fn new(mut target: Target) -> Result<Self, Problem> {
+    /// Checks the URLs; nothing is sent yet.
+    pub fn new(mut target: Target, connections: Connections) -> Result<Self, Problem> {
         trim(&mut target.url);
         target.sandbox_url.iter_mut().for_each(trim);
         let known = ["http://", "https://"];
@@ -103,7 +109,7 @@ impl Api {
                 .iter()
                 .any(|url| url.starts_with("https:"));
         Ok(Self {
-            transport: Transport::new(encrypted)?,
+            transport: Transport::new(encrypted, connections)?,
             target,
             sandboxes: Mutex::default(),
             snapshots: Mutex::default(),
@@ -122,7 +128,7 @@ impl Api {
     }
 
     /// A request for a port of a sandbox.
-    pub(crate) fn sandbox_call(
+    pub fn sandbox_call(
         &self,
         method: Method,
         sandbox: &Sandbox,
@@ -146,7 +152,8 @@ impl Api {
             .header("e2b-sandbox-port", port.to_string()))
     }
 
-    pub(crate) async fn create(&self, body: &Value) -> Result<Sandbox, Problem> {
+    /// A new sandbox.
+    pub async fn create(&self, body: &Value) -> Result<Sandbox, Problem> {
         let answer = self.post("/v2/sandboxes", body).await?;
         let sandbox: Sandbox = answer
             .expect("create", StatusCode::CREATED)?
@@ -156,7 +163,7 @@ impl Api {
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_create(&self, body: &Value) -> Result<Answer, Problem> {
+    pub async fn try_create(&self, body: &Value) -> Result<Answer, Problem> {
         let answer = self.post("/v2/sandboxes", body).await?;
         if let Ok(sandbox) = answer.decode::<Sandbox>("create") {
             lock(&self.sandboxes).insert(sandbox.id);
@@ -165,39 +172,40 @@ impl Api {
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_connect(&self, id: &str) -> Result<Answer, Problem> {
+    pub async fn try_connect(&self, id: &str) -> Result<Answer, Problem> {
         let path = format!("/v2/sandboxes/{id}/connect");
         self.post(&path, &json!({ "timeout": TIMEOUT_SECONDS }))
             .await
     }
 
     /// Resumes a paused sandbox.
-    pub(crate) async fn resume(&self, id: &str) -> Result<Sandbox, Problem> {
+    pub async fn resume(&self, id: &str) -> Result<Sandbox, Problem> {
         let answer = self.try_connect(id).await?;
         let answer = answer.expect("connect to a paused sandbox", StatusCode::CREATED)?;
         answer.decode("connect")
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_pause(&self, id: &str, body: &Value) -> Result<Answer, Problem> {
+    pub async fn try_pause(&self, id: &str, body: &Value) -> Result<Answer, Problem> {
         self.post(&format!("/sandboxes/{id}/pause"), body).await
     }
 
-    pub(crate) async fn pause(&self, id: &str) -> Result<(), Problem> {
+    /// Saves files and memory.
+    pub async fn pause(&self, id: &str) -> Result<(), Problem> {
         let answer = self.try_pause(id, &json!({})).await?;
         answer.expect("pause", StatusCode::NO_CONTENT)?;
         Ok(())
     }
 
     /// Keeps the files and not the memory.
-    pub(crate) async fn pause_files(&self, id: &str) -> Result<(), Problem> {
+    pub async fn pause_files(&self, id: &str) -> Result<(), Problem> {
         let answer = self.try_pause(id, &json!({ "memory": false })).await?;
         answer.expect("pause of the files only", StatusCode::NO_CONTENT)?;
         Ok(())
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_kill(&self, id: &str) -> Result<Answer, Problem> {
+    pub async fn try_kill(&self, id: &str) -> Result<Answer, Problem> {
         let call = self.call(Method::DELETE, &format!("/sandboxes/{id}"));
         let answer = self.transport.send(call).await?;
         if matches!(
@@ -209,27 +217,28 @@ impl Api {
         Ok(answer)
     }
 
-    pub(crate) async fn kill(&self, id: &str) -> Result<(), Problem> {
+    /// Removes a sandbox that must be there.
+    pub async fn kill(&self, id: &str) -> Result<(), Problem> {
         let answer = self.try_kill(id).await?;
         answer.expect("kill", StatusCode::NO_CONTENT)?;
         Ok(())
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_set_timeout(&self, id: &str, seconds: u64) -> Result<Answer, Problem> {
+    pub async fn try_set_timeout(&self, id: &str, seconds: u64) -> Result<Answer, Problem> {
         let body = json!({ "timeout": seconds });
         self.post(&format!("/sandboxes/{id}/timeout"), &body).await
     }
 
     /// The sandbox's time is up after this, counted from now.
-    pub(crate) async fn set_timeout(&self, id: &str, seconds: u64) -> Result<(), Problem> {
+    pub async fn set_timeout(&self, id: &str, seconds: u64) -> Result<(), Problem> {
         let answer = self.try_set_timeout(id, seconds).await?;
         answer.expect("a new deadline", StatusCode::NO_CONTENT)?;
         Ok(())
     }
 
     /// `None`: there is no such sandbox.
-    pub(crate) async fn get(&self, id: &str) -> Result<Option<Detail>, Problem> {
+    pub async fn get(&self, id: &str) -> Result<Option<Detail>, Problem> {
         let call = self.call(Method::GET, &format!("/sandboxes/{id}"));
         let answer = self.transport.send(call).await?;
         if answer.status == StatusCode::NOT_FOUND {
@@ -239,13 +248,13 @@ impl Api {
     }
 
     /// One that must be there.
-    pub(crate) async fn detail(&self, id: &str) -> Result<Detail, Problem> {
+    pub async fn detail(&self, id: &str) -> Result<Detail, Problem> {
         let found = self.get(id).await?;
         found.ok_or_else(|| Problem::Broken(format!("get: there is no sandbox {id}")))
     }
 
     /// `running`, `paused` or `gone`.
-    pub(crate) async fn state(&self, id: &str) -> Result<String, Problem> {
+    pub async fn state(&self, id: &str) -> Result<String, Problem> {
         let found = self.get(id).await?;
         Ok(found.map_or_else(|| "gone".to_owned(), |found| found.state))
     }
@@ -271,7 +280,7 @@ impl Api {
     }
 
     /// The state that the list of one mark tells for a sandbox.
-    pub(crate) async fn listed_state(&self, id: &str, mark: &str) -> Result<String, Problem> {
+    pub async fn listed_state(&self, id: &str, mark: &str) -> Result<String, Problem> {
         let found = self.marked(mark).await?.into_iter();
         let mut found = found.filter(|listed| listed.id == id);
         Ok(found
@@ -280,14 +289,14 @@ impl Api {
     }
 
     /// Notes sandboxes of a mark whose create nobody has seen the answer of.
-    pub(crate) async fn find_strays(&self, mark: &str) -> Result<(), Problem> {
+    pub async fn find_strays(&self, mark: &str) -> Result<(), Problem> {
         let found = self.marked(mark).await?.into_iter();
         lock(&self.sandboxes).extend(found.map(|found| found.id));
         Ok(())
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_snapshot(&self, id: &str, body: &Value) -> Result<Answer, Problem> {
+    pub async fn try_snapshot(&self, id: &str, body: &Value) -> Result<Answer, Problem> {
         let answer = self
             .post(&format!("/sandboxes/{id}/snapshots"), body)
             .await?;
@@ -297,14 +306,15 @@ impl Api {
         Ok(answer)
     }
 
-    pub(crate) async fn snapshot(&self, id: &str, body: &Value) -> Result<Snapshot, Problem> {
+    /// A new snapshot of a sandbox.
+    pub async fn snapshot(&self, id: &str, body: &Value) -> Result<Snapshot, Problem> {
         let answer = self.try_snapshot(id, body).await?;
         let answer = answer.expect("snapshot", StatusCode::CREATED)?;
         answer.decode("snapshot")
     }
 
     /// The snapshots of one sandbox.
-    pub(crate) async fn snapshots(&self, sandbox: &str) -> Result<Vec<Snapshot>, Problem> {
+    pub async fn snapshots(&self, sandbox: &str) -> Result<Vec<Snapshot>, Problem> {
         let call = self.call(Method::GET, &format!("/snapshots?sandboxID={sandbox}"));
         let answer = self.transport.send(call).await?;
         answer
@@ -313,7 +323,7 @@ impl Api {
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_delete_snapshot(&self, id: &str) -> Result<Answer, Problem> {
+    pub async fn try_delete_snapshot(&self, id: &str) -> Result<Answer, Problem> {
         let call = self.call(Method::DELETE, &format!("/templates/{}", encode(id)));
         let answer = self.transport.send(call).await?;
         if matches!(
@@ -326,7 +336,7 @@ impl Api {
     }
 
     /// Whatever it answers.
-    pub(crate) async fn try_fork(&self, id: &str, body: &Value) -> Result<Answer, Problem> {
+    pub async fn try_fork(&self, id: &str, body: &Value) -> Result<Answer, Problem> {
         let answer = self.post(&format!("/sandboxes/{id}/fork"), body).await?;
         if let Ok(children) = answer.decode::<Vec<Forked>>("fork") {
             let ids = children.into_iter().filter_map(|child| child.sandbox);
@@ -336,7 +346,7 @@ impl Api {
     }
 
     /// Removes everything that was made and is still there. Says what could not be removed.
-    pub(crate) async fn clean_up(&self) -> Vec<Problem> {
+    pub async fn clean_up(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let sandboxes = lock(&self.sandboxes).clone();
         for id in sandboxes {
@@ -362,8 +372,8 @@ impl Api {
     }
 }
 
-/// Metadata key that all sandboxes of the suite carry.
-pub(crate) const MARK: &str = "sandbase-conformance";
+/// Metadata key that the sandboxes of a run carry, with a value of the run's own.
+pub const MARK: &str = "sandbase-run";
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -402,12 +412,12 @@ mod tests {
     use super::*;
 
     fn api(url: &str, sandbox_url: Option<&str>) -> Api {
-        Api::new(Target {
+        let target = Target {
             url: url.to_owned(),
             sandbox_url: sandbox_url.map(str::to_owned),
             key: "k".to_owned(),
-        })
-        .unwrap()
+        };
+        Api::new(target, Connections::Fresh).unwrap()
     }
 
     fn sandbox(domain: Option<&str>) -> Sandbox {
@@ -461,7 +471,7 @@ mod tests {
             sandbox_url: None,
             key: "k".to_owned(),
         };
-        let problem = Api::new(target).unwrap_err();
+        let problem = Api::new(target, Connections::Fresh).unwrap_err();
         assert!(problem.to_string().contains("'localhost:3000' is no URL"));
     }
 

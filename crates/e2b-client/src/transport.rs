@@ -17,39 +17,55 @@ use serde_json::Value;
 use crate::problem::Problem;
 
 /// What E2B's SDKs give a request: a server that needs longer is unusable by them.
-pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 /// Longest body that is read.
 const BODY_LIMIT: usize = 64 << 20;
 
 type Connector = HttpsConnector<HttpConnector>;
 
+/// What becomes of a connection when its request was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// It is closed: those into a sandbox break when it is paused, and a request on a broken one
+    /// would look like a fault of the server.
+    Fresh,
+    /// It is kept for the next request, as E2B's SDKs do.
+    Kept,
+}
+
 /// Sends requests.
 #[derive(Clone, Debug)]
-pub(crate) struct Transport {
-    /// Connections are never used twice: those into a sandbox break when it is paused, and a
-    /// request on a broken one would look like a fault of the server.
+pub struct Transport {
     client: Client<Connector, Full<Bytes>>,
 }
 
 /// One request.
 #[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) method: Method,
-    pub(crate) url: String,
-    pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) body: Bytes,
+pub struct Call {
+    /// The verb.
+    pub method: Method,
+    /// Absolute.
+    pub url: String,
+    /// Names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// Sent whole.
+    pub body: Bytes,
 }
 
 /// One answer, read to its end.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
+pub struct Answer {
+    /// As it came.
+    pub status: StatusCode,
+    /// As they came.
+    pub headers: HeaderMap,
+    /// To its end.
+    pub body: Bytes,
 }
 
 impl Call {
-    pub(crate) fn new(method: Method, url: String) -> Self {
+    /// Without headers and body.
+    pub fn new(method: Method, url: String) -> Self {
         Self {
             method,
             url,
@@ -58,12 +74,14 @@ impl Call {
         }
     }
 
-    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    /// Adds a header.
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    pub(crate) fn json(self, body: &Value) -> Self {
+    /// Makes this the body.
+    pub fn json(self, body: &Value) -> Self {
         let mut call = self.header("content-type", "application/json");
         call.body = Bytes::from(body.to_string());
         call
@@ -79,7 +97,7 @@ impl Call {
 
 impl Answer {
     /// The body, when the status is the wanted one.
-    pub(crate) fn expect(&self, what: &str, wanted: StatusCode) -> Result<&Self, Problem> {
+    pub fn expect(&self, what: &str, wanted: StatusCode) -> Result<&Self, Problem> {
         if self.status == wanted {
             return Ok(self);
         }
@@ -87,7 +105,7 @@ impl Answer {
     }
 
     /// That this is not the answer that was promised; as "not supported" when the server says so.
-    pub(crate) fn unwanted(&self, what: &str) -> Problem {
+    pub fn unwanted(&self, what: &str) -> Problem {
         let text = format!("{what} answered {}: {}", self.status.as_u16(), self.text());
         if self.is_not_supported() {
             Problem::NotSupported(text)
@@ -97,7 +115,7 @@ impl Answer {
     }
 
     /// Whether the server has no such operation or no such option, as opposed to no such thing.
-    pub(crate) fn is_not_supported(&self) -> bool {
+    pub fn is_not_supported(&self) -> bool {
         let text = self.text();
         match self.status {
             StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED => true,
@@ -109,7 +127,7 @@ impl Answer {
     }
 
     /// The message of an error, or the start of the body.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let message = serde_json::from_slice::<Value>(&self.body)
             .ok()
             .and_then(|body| Some(body.get("message")?.as_str()?.to_owned()));
@@ -119,7 +137,8 @@ impl Answer {
         })
     }
 
-    pub(crate) fn decode<T: DeserializeOwned>(&self, what: &str) -> Result<T, Problem> {
+    /// The body as what it must be.
+    pub fn decode<T: DeserializeOwned>(&self, what: &str) -> Result<T, Problem> {
         serde_json::from_slice(&self.body).map_err(|error| {
             Problem::Broken(format!(
                 "{what} answered something unreadable ({error}): {}",
@@ -131,7 +150,7 @@ impl Answer {
 
 impl Transport {
     /// With the certificates that this host trusts, when the server is reached by HTTPS.
-    pub(crate) fn new(encrypted: bool) -> Result<Self, Problem> {
+    pub fn new(encrypted: bool, connections: Connections) -> Result<Self, Problem> {
         let builder = rustls::ClientConfig::builder();
         let config = if encrypted {
             let trusted = builder.with_native_roots();
@@ -148,19 +167,23 @@ impl Transport {
             .https_or_http()
             .enable_http1()
             .build();
+        let idle = match connections {
+            Connections::Fresh => 0,
+            Connections::Kept => usize::MAX,
+        };
         let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(0)
+            .pool_max_idle_per_host(idle)
             .build(connector);
         Ok(Self { client })
     }
 
     /// Sends a request and reads the answer.
-    pub(crate) async fn send(&self, call: Call) -> Result<Answer, Problem> {
+    pub async fn send(&self, call: Call) -> Result<Answer, Problem> {
         self.send_within(call, REQUEST_LIMIT).await
     }
 
     /// The same with a limit of one's own.
-    pub(crate) async fn send_within(&self, call: Call, limit: Duration) -> Result<Answer, Problem> {
+    pub async fn send_within(&self, call: Call, limit: Duration) -> Result<Answer, Problem> {
         let what = call.what();
         let exchange = async {
             let (head, body) = self.open(call).await?.into_parts();
@@ -179,7 +202,7 @@ impl Transport {
     }
 
     /// Sends a request; the body of the answer is for the caller to read.
-    pub(crate) async fn open(&self, call: Call) -> Result<Response<Incoming>, Problem> {
+    pub async fn open(&self, call: Call) -> Result<Response<Incoming>, Problem> {
         let what = call.what();
         let mut request = Request::builder().method(call.method).uri(&call.url);
         for (name, value) in call.headers {

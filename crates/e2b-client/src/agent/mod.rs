@@ -15,7 +15,7 @@ use crate::api::{Api, Sandbox};
 use crate::problem::Problem;
 use crate::transport::{Answer, Call};
 
-pub(crate) use stream::{Event, Next, Stream};
+pub use stream::{Event, Next, Stream};
 
 /// Port of the API inside, fixed by the SDKs.
 const PORT: u16 = 49983;
@@ -24,23 +24,27 @@ const PROCESS_LIMIT: Duration = Duration::from_secs(60);
 
 /// The API inside one sandbox.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Agent<'a> {
+pub struct Agent<'a> {
     api: &'a Api,
     sandbox: &'a Sandbox,
 }
 
 /// What a command left.
 #[derive(Debug)]
-pub(crate) struct Output {
-    pub(crate) exit_code: i64,
-    pub(crate) text: String,
+pub struct Output {
+    /// As the contract tells it: -1 for a signal.
+    pub exit_code: i64,
+    /// Both streams, without white space at the end.
+    pub text: String,
 }
 
 /// Columns and rows.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct WindowSize {
-    pub(crate) columns: u16,
-    pub(crate) rows: u16,
+pub struct WindowSize {
+    /// Characters of a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
 }
 
 impl WindowSize {
@@ -50,7 +54,8 @@ impl WindowSize {
 }
 
 impl<'a> Agent<'a> {
-    pub(crate) fn new(api: &'a Api, sandbox: &'a Sandbox) -> Self {
+    /// With the token of the sandbox, when it has one.
+    pub fn new(api: &'a Api, sandbox: &'a Sandbox) -> Self {
         Self { api, sandbox }
     }
 
@@ -94,7 +99,7 @@ impl<'a> Agent<'a> {
     }
 
     /// Starts a process without a deadline.
-    pub(crate) async fn start(
+    pub async fn start(
         &self,
         command: &[&str],
         environment: &Value,
@@ -109,7 +114,7 @@ impl<'a> Agent<'a> {
     }
 
     /// Starts an interactive shell on a terminal.
-    pub(crate) async fn start_shell(&self, size: WindowSize) -> Result<(Stream, u64), Problem> {
+    pub async fn start_shell(&self, size: WindowSize) -> Result<(Stream, u64), Problem> {
         let process = json!({
             "cmd": "/bin/bash", "args": ["--norc", "--noprofile", "-i"],
             "envs": { "TERM": "xterm", "PS1": "$ " },
@@ -119,7 +124,7 @@ impl<'a> Agent<'a> {
     }
 
     /// Listens to a process that runs.
-    pub(crate) async fn connect(&self, pid: u64) -> Result<Stream, Problem> {
+    pub async fn connect(&self, pid: u64) -> Result<Stream, Problem> {
         let (stream, _) = self
             .open("Connect", &json!({ "process": { "pid": pid } }))
             .await?;
@@ -127,7 +132,7 @@ impl<'a> Agent<'a> {
     }
 
     /// Runs a command of the shell to its end.
-    pub(crate) async fn run(&self, command: &str) -> Result<Output, Problem> {
+    pub async fn run(&self, command: &str) -> Result<Output, Problem> {
         let (mut stream, _) = self
             .start(&["/bin/bash", "-l", "-c", command], &json!({}), "")
             .await?;
@@ -150,7 +155,7 @@ impl<'a> Agent<'a> {
     }
 
     /// Ids of all processes that clients started.
-    pub(crate) async fn processes(&self) -> Result<Vec<u64>, Problem> {
+    pub async fn processes(&self) -> Result<Vec<u64>, Problem> {
         let listed = self.unary("List", &json!({})).await?;
         let processes = listed["processes"].as_array().cloned().unwrap_or_default();
         let ids = processes.iter().map(|process| process["pid"].as_u64());
@@ -159,12 +164,12 @@ impl<'a> Agent<'a> {
     }
 
     /// What the edge answers to a command: 502 when nothing runs.
-    pub(crate) async fn command_status(&self) -> Result<StatusCode, Problem> {
+    pub async fn command_status(&self) -> Result<StatusCode, Problem> {
         Ok(self.try_unary("List", &json!({})).await?.status)
     }
 
     /// Types into a terminal.
-    pub(crate) async fn type_in(&self, pid: u64, text: &str) -> Result<(), Problem> {
+    pub async fn type_in(&self, pid: u64, text: &str) -> Result<(), Problem> {
         let message = json!({
             "process": { "pid": pid }, "input": { "pty": STANDARD.encode(text) },
         });
@@ -173,14 +178,14 @@ impl<'a> Agent<'a> {
     }
 
     /// Changes the size of a terminal.
-    pub(crate) async fn resize(&self, pid: u64, size: WindowSize) -> Result<(), Problem> {
+    pub async fn resize(&self, pid: u64, size: WindowSize) -> Result<(), Problem> {
         let message = json!({ "process": { "pid": pid }, "pty": size.pty() });
         self.unary("Update", &message).await?;
         Ok(())
     }
 
     /// Writes a file, and the directories above it.
-    pub(crate) async fn write(&self, path: &str, content: &str) -> Result<(), Problem> {
+    pub async fn write(&self, path: &str, content: &str) -> Result<(), Problem> {
         let call = self.call(Method::POST, &format!("/files?path={path}"))?;
         let mut call = call.header("content-type", "application/octet-stream");
         call.body = Bytes::from(content.to_owned());
@@ -190,14 +195,14 @@ impl<'a> Agent<'a> {
     }
 
     /// Reads a file.
-    pub(crate) async fn read(&self, path: &str) -> Result<Bytes, Problem> {
+    pub async fn read(&self, path: &str) -> Result<Bytes, Problem> {
         let call = self.call(Method::GET, &format!("/files?path={path}"))?;
         let answer = self.api.transport.send(call).await?;
         Ok(answer.expect("download", StatusCode::OK)?.body.clone())
     }
 
     /// Differs between boots.
-    pub(crate) async fn boot_id(&self) -> Result<String, Problem> {
+    pub async fn boot_id(&self) -> Result<String, Problem> {
         // Through a process: servers differ in how they serve pseudo files for download.
         let output = self.run("cat /proc/sys/kernel/random/boot_id").await?;
         if output.exit_code != 0 || output.text.is_empty() {

@@ -15,7 +15,7 @@ use crate::problem::Problem;
 
 /// What one message of the stream said.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub enum Event {
     /// The process exists.
     Start {
         /// Its id.
@@ -34,7 +34,7 @@ pub(crate) enum Event {
 
 /// How a stream went on.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Next {
+pub enum Next {
     /// By a message.
     Event(Event),
     /// It ended in order; with an error when there was one.
@@ -47,7 +47,7 @@ pub(crate) enum Next {
 
 /// The open stream of one process.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub struct Stream {
     body: Incoming,
     received: BytesMut,
 }
@@ -61,7 +61,7 @@ impl Stream {
     }
 
     /// Waits for the next message.
-    pub(crate) async fn next(&mut self, limit: Duration) -> Result<Next, Problem> {
+    pub async fn next(&mut self, limit: Duration) -> Result<Next, Problem> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(frame) = envelope::take(&mut self.received)? {
@@ -95,7 +95,7 @@ impl Stream {
     }
 
     /// Reads output until `done` says that all of it is there.
-    pub(crate) async fn read_until(
+    pub async fn read_until(
         &mut self,
         limit: Duration,
         done: impl Fn(&str) -> bool,
