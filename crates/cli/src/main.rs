@@ -1,5 +1,6 @@
 //! The `sandbase` program: the server and everything an operator runs by hand.
 
+mod bench;
 mod client;
 mod conformance;
 mod doctor;
@@ -30,6 +31,9 @@ enum Verb {
     /// Look whether a server that speaks E2B's API keeps what it promises about persistence. Fails
     /// unless every row passes; docs/conformance.md explains the rows.
     Conformance(conformance::Arguments),
+    /// Measure how fast a server that speaks E2B's API is, and with --runsc beside it how near to its
+    /// engine; docs/performance.md explains the figures.
+    Bench(Box<bench::Arguments>),
     /// Work with the sandboxes of a server.
     Sandbox {
         #[command(flatten)]
@@ -122,6 +126,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Doctor(options) => doctor::run(&options.config()?),
         Verb::Conformance(arguments) => runtime.block_on(conformance::run(arguments)),
+        Verb::Bench(arguments) => runtime.block_on(bench::run(*arguments)),
         Verb::Sandbox { server, verb } => {
             let code = runtime.block_on(client::sandbox(&server, verb));
             // A read of standard input that nobody needs any more would hold it up.

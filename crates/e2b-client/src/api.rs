@@ -76,6 +76,12 @@ pub struct Forked {
     pub error: Option<Value>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stored {
+    own_bytes: u64,
+}
+
 /// The API of one server. Remembers what it made, so that nothing is left behind.
 #[derive(Debug)]
 pub struct Api {
@@ -343,6 +349,14 @@ impl Api {
             lock(&self.sandboxes).extend(ids.map(|sandbox| sandbox.id));
         }
         Ok(answer)
+    }
+
+    /// Bytes that a sandbox alone takes on the server's disk; SandBase only.
+    pub async fn own_bytes(&self, id: &str) -> Result<u64, Problem> {
+        let call = self.call(Method::GET, &format!("/sandboxes/{id}/storage"));
+        let answer = self.transport.send(call).await?;
+        let answer = answer.expect("storage of a sandbox", StatusCode::OK)?;
+        Ok(answer.decode::<Stored>("storage of a sandbox")?.own_bytes)
     }
 
     /// Removes everything that was made and is still there. Says what could not be removed.

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::api::{Api, Sandbox};
@@ -199,6 +200,29 @@ impl<'a> Agent<'a> {
         let call = self.call(Method::GET, &format!("/files?path={path}"))?;
         let answer = self.api.transport.send(call).await?;
         Ok(answer.expect("download", StatusCode::OK)?.body.clone())
+    }
+
+    /// Writes a large file.
+    pub async fn upload(&self, path: &str, content: Bytes, limit: Duration) -> Result<(), Problem> {
+        let call = self.call(Method::POST, &format!("/files?path={path}"))?;
+        let mut call = call.header("content-type", "application/octet-stream");
+        call.body = content;
+        let answer = self.api.transport.send_within(call, limit).await?;
+        answer.expect("upload", StatusCode::OK)?;
+        Ok(())
+    }
+
+    /// Reads a large file; the body is for the caller to read.
+    pub async fn download(&self, path: &str) -> Result<Incoming, Problem> {
+        let call = self.call(Method::GET, &format!("/files?path={path}"))?;
+        let response = self.api.transport.open(call).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            status => Err(Problem::Broken(format!(
+                "download answered {}",
+                status.as_u16()
+            ))),
+        }
     }
 
     /// Differs between boots.

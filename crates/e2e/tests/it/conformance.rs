@@ -24,7 +24,7 @@ fn what_makes_it_fast_is_not_to_be_seen() {
 fn is_faithful(server: &Server, rounds: &str) -> String {
     let json = server.data_dir().with_file_name("conformance.json");
     let output = server
-        .conformance()
+        .client("conformance")
         .args(["--rounds", rounds, "--json"])
         .arg(&json)
         .output()
@@ -67,7 +67,13 @@ fn is_faithful(server: &Server, rounds: &str) -> String {
 #[test]
 fn only_what_was_asked_for_is_looked_at_and_decides_the_exit_code() {
     let server = Server::start("");
-    let run = |arguments: &[&str]| server.conformance().args(arguments).output().unwrap();
+    let run = |arguments: &[&str]| {
+        server
+            .client("conformance")
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
     let good = run(&["--only", "pause-of-paused", "connect-to-killed"]);
     let table = String::from_utf8_lossy(&good.stdout);
     assert!(good.status.success(), "{table}");

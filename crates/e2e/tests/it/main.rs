@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails where it stands"
 )]
 
+mod bench;
 mod conformance;
 mod crash;
 mod export;

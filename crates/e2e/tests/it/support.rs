@@ -218,10 +218,10 @@ impl Server {
         command
     }
 
-    /// The fidelity suite against this server.
-    pub(crate) fn conformance(&self) -> Command {
+    /// A verb of the program that looks at servers by E2B's API, told where this one is.
+    pub(crate) fn client(&self, verb: &str) -> Command {
         let mut command = Command::new(sandbase());
-        command.arg("conformance");
+        command.arg(verb);
         self.tell(&mut command);
         command
     }
