@@ -1,6 +1,6 @@
 //! Dropping what the kernel keeps of files in memory.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -37,18 +37,44 @@ impl PageCache {
     }
 }
 
-/// Drops the pages of all files below a directory.
+/// Drops the pages of all files below a directory, which must be there. What is below it may go
+/// meanwhile: a server removes images that it has read.
 fn evict(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            evict(&entry.path())?;
-        } else if kind.is_file() {
-            let file = File::open(entry.path())?;
-            file.sync_data()?;
-            rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+        match evict_entry(&entry?) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
     }
     Ok(())
+}
+
+fn evict_entry(entry: &DirEntry) -> io::Result<()> {
+    let kind = entry.file_type()?;
+    if kind.is_dir() {
+        return evict(&entry.path());
+    }
+    if kind.is_file() {
+        let file = File::open(entry.path())?;
+        // Only clean pages can be dropped.
+        file.sync_data()?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_directory_is_told_and_a_right_one_kept_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().join("images/one");
+        std::fs::create_dir_all(&below).unwrap();
+        std::fs::write(below.join("pages"), "content").unwrap();
+        evict(folder.path()).unwrap();
+        assert_eq!(std::fs::read(below.join("pages")).unwrap(), b"content");
+        assert!(evict(&folder.path().join("none")).is_err());
+    }
 }

@@ -81,8 +81,11 @@ fn a_bench_measures_every_row_beside_its_floor_and_removes_what_it_made() {
         let median = row["figure"]["median"].as_f64().unwrap();
         let floor = row["floor"]["figure"]["median"].as_f64().unwrap();
         assert!(row["figure"]["count"].as_u64().unwrap() > 0, "{row}");
-        let ratio = row["floor"]["ratio"].as_f64().unwrap();
-        assert!((ratio - median / floor).abs() < 1e-6 * ratio, "{row}");
+        // In so short a time a floor may use no CPU at all.
+        match row["floor"]["ratio"].as_f64() {
+            Some(ratio) => assert!((ratio - median / floor).abs() < 1e-6 * ratio, "{row}"),
+            None => assert!(floor.abs() < 1e-9, "{row}"),
+        }
     }
     // An image of 64 MiB of random bytes is larger than they are.
     let stored = rows["stored-64"]["figure"]["median"].as_f64().unwrap();
