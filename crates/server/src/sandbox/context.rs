@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use engine::{Engine, ExecutionId, ExecutionSpec};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::event::Events;
 use super::files::SandboxFiles;
 use super::{Faults, HookSettings, Record};
 use crate::db::Db;
@@ -44,6 +46,10 @@ pub(super) struct Context {
     pub(super) tasks: TaskTracker,
     /// Told whenever a sandbox changes or goes.
     pub(super) changes: watch::Sender<()>,
+    /// Told what happened, for the history.
+    pub(super) events: Events,
+    /// The server is going down: who pauses sandboxes now is the server.
+    pub(super) stopping: AtomicBool,
 }
 
 impl Context {

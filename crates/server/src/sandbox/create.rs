@@ -6,17 +6,17 @@ use engine::{BuildId, ExecutionId, StartFrom};
 
 use super::context::Context;
 use super::faults::Step;
-use super::state::{Outcome, Saved, StartPoint};
+use super::state::{DiskReason, Outcome, Saved, StartPoint};
 use super::transition::{Cause, Ended, blocking, destroy};
-use super::{Record, launch, resume};
-use crate::snapshots::Snapshot;
+use super::{Record, launch, resume, rollback};
+use crate::snapshots::Lease;
 use crate::template::Template;
 
 /// What a sandbox is made from.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
     Template(Arc<Template>),
-    Snapshot(Arc<Snapshot>),
+    Snapshot(Lease),
 }
 
 /// Makes the sandbox of a record in state `Creating`.
@@ -26,8 +26,11 @@ pub(super) async fn create(
     origin: Origin,
     execution: ExecutionId,
 ) -> Ended {
-    match attempt(&context, &record, &origin, &execution).await {
-        Ok(()) => Ended::done(),
+    match attempt(&context, &record, origin, &execution).await {
+        Ok(memory_lost) => Ended {
+            memory_lost,
+            ..Ended::done()
+        },
         Err(cause) => {
             super::kill::delete(&context, &record, Some(&execution)).await;
             Ended::failed(Outcome::Undone, cause)
@@ -35,12 +38,13 @@ pub(super) async fn create(
     }
 }
 
+/// Answers why it was booted although there is a memory image, if it was.
 async fn attempt(
     context: &Arc<Context>,
     record: &Record,
-    origin: &Origin,
+    origin: Origin,
     execution: &ExecutionId,
-) -> Result<(), Cause> {
+) -> Result<Option<String>, Cause> {
     let files = context.files(record);
     context.check_free_space(0).map_err(Cause::NoSpace)?;
     context.faults.reach(Step::CreateDirectory).await?;
@@ -52,12 +56,15 @@ async fn attempt(
             source,
         })?;
     files.disks().create().await?;
-    match origin {
-        Origin::Template(template) => from_template(context, record, template, execution).await?,
+    let memory_lost = match origin {
+        Origin::Template(template) => {
+            from_template(context, record, &template, execution).await?;
+            None
+        }
         Origin::Snapshot(snapshot) => from_snapshot(context, record, snapshot, execution).await?,
-    }
+    };
     context.faults.reach(Step::CreatePublish).await?;
-    Ok(())
+    Ok(memory_lost)
 }
 
 async fn from_template(
@@ -92,24 +99,44 @@ async fn from_template(
 }
 
 /// Its own names of all that the snapshot has, then a resume: from there on it depends on nobody.
+/// Memory that cannot be used does not cost the files, as for a paused sandbox.
 async fn from_snapshot(
     context: &Arc<Context>,
     record: &Record,
-    snapshot: &Snapshot,
+    snapshot: Lease,
     execution: &ExecutionId,
-) -> Result<(), Cause> {
+) -> Result<Option<String>, Cause> {
     context.faults.reach(Step::CreateDisk).await?;
-    let saved = super::rollback::take_over(context, record, snapshot, &record.disks).await?;
+    rollback::take_over_disks(context, record, &snapshot, &record.disks).await?;
+    let (saved, mut memory_lost) =
+        match rollback::take_over_memory(context, record, &snapshot).await {
+            Ok(saved) => (saved, None),
+            Err(cause) => match resume::unusable_image(&cause) {
+                Some(why) if context.settings.boot_without_memory => {
+                    let reason = DiskReason::Asked;
+                    (Saved::Disk { reason }, Some(why))
+                }
+                Some(_) | None => return Err(cause),
+            },
+        };
+    drop(snapshot);
     context.faults.reach(Step::CreateStart).await?;
+    let start = |from| {
+        let (context, record) = (Arc::clone(context), record.clone());
+        resume::resume(context, record, execution.clone(), saved.clone(), from)
+    };
     let from = match saved {
         Saved::Memory { .. } => StartPoint::Memory,
         Saved::Disk { .. } => StartPoint::Disk,
     };
-    let (context, copy, execution) = (Arc::clone(context), record.clone(), execution.clone());
-    let started = resume::resume(Arc::clone(&context), copy, execution, saved, from).await;
+    let mut started = start(from).await;
+    if let Outcome::MemoryUnusable(why) = started.outcome {
+        memory_lost = Some(why);
+        started = start(StartPoint::Disk).await;
+    }
     context.faults.reach(Step::CreateAgent).await?;
     match started.cause {
-        None if started.outcome == Outcome::Done => Ok(()),
+        None if started.outcome == Outcome::Done => Ok(memory_lost),
         None => Err(Cause::Exited),
         Some(cause) => Err(cause),
     }
