@@ -9,6 +9,7 @@
 
 mod conformance;
 mod crash;
+mod damaged;
 mod export;
 mod http;
 mod sdk;
