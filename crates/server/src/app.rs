@@ -64,7 +64,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         engine: Arc::clone(&engine),
         db,
         data_dir,
-        settings: config.sandbox.settings(),
+        settings: config.settings(),
         templates: Templates::new(vec![Arc::new(base)]),
         events: history.queue().clone(),
         faults: Faults::default(),
@@ -114,6 +114,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::warn!(error = ?error, "the last events could not be written");
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+    sandboxes.close().await;
     engine.close().await;
     Ok(())
 }

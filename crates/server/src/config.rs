@@ -7,7 +7,7 @@ use std::time::Duration;
 use engine::Limits;
 use serde::Deserialize;
 
-use crate::sandbox::{HookFailure, HookSettings, Settings};
+use crate::sandbox::{HookFailure, HookSettings, Settings, WarmSettings, host_memory};
 
 /// Port of the API and the edge unless told otherwise; E2B's debug mode uses the same.
 pub const DEFAULT_PORT: u16 = 3000;
@@ -34,6 +34,8 @@ pub struct Config {
     pub template: TemplateConfig,
     /// See [`SandboxConfig`].
     pub sandbox: SandboxConfig,
+    /// See [`WarmConfig`].
+    pub warm: WarmConfig,
     /// See [`ImportConfig`].
     pub import: ImportConfig,
 }
@@ -60,6 +62,36 @@ pub struct TemplateConfig {
     pub base_rootfs: Option<PathBuf>,
     /// The agent's binary; beside the server's when absent.
     pub agent: Option<PathBuf>,
+}
+
+/// Paused sandboxes that also stay in memory for a while, frozen.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WarmConfig {
+    /// Part of the host's memory that they may hold together; 0 turns this off.
+    pub memory_percent: u8,
+    /// How long one stays.
+    pub seconds: u64,
+}
+
+impl Default for WarmConfig {
+    fn default() -> Self {
+        Self {
+            memory_percent: 10,
+            seconds: 600,
+        }
+    }
+}
+
+impl WarmConfig {
+    fn settings(&self) -> WarmSettings {
+        // Where the host's memory cannot be told, none of it is taken.
+        let total = host_memory().map_or(0, |memory| memory.total);
+        WarmSettings {
+            memory_bytes: total / 100 * u64::from(self.memory_percent),
+            keep: Duration::from_secs(self.seconds),
+        }
+    }
 }
 
 /// Imports of snapshots.
@@ -127,6 +159,7 @@ impl Default for Config {
             engine: EngineConfig::default(),
             template: TemplateConfig::default(),
             sandbox: SandboxConfig::default(),
+            warm: WarmConfig::default(),
             import: ImportConfig::default(),
         }
     }
@@ -172,23 +205,6 @@ impl SandboxConfig {
             memory_bytes: self.memory_mib << 20,
             disk_bytes: self.disk_mib << 20,
             pids: self.pids,
-        }
-    }
-
-    /// As the lifecycle takes them.
-    pub fn settings(&self) -> Settings {
-        Settings {
-            max_run: Duration::from_secs(self.max_run_seconds),
-            max_running: self.max_running,
-            agent_start_timeout: Duration::from_secs(self.agent_start_seconds),
-            agent_prepare_timeout: Duration::from_secs(self.agent_prepare_seconds),
-            hooks: HookSettings {
-                each: Duration::from_secs(self.hook_seconds),
-                all: Duration::from_secs(self.hooks_seconds),
-                pre_pause_failure: self.pre_pause_hook_failure,
-            },
-            boot_without_memory: self.boot_without_memory,
-            free_space_reserve: self.free_space_reserve_mib << 20,
         }
     }
 
@@ -258,10 +274,32 @@ impl Config {
             .sandbox
             .check()
             .map_err(|problem| wrong(problem.to_owned()))?;
+        if config.warm.memory_percent > 90 {
+            return Err(wrong("warm.memory_percent must be at most 90".to_owned()));
+        }
         if config.listen.is_empty() {
             return Err(wrong("listen needs at least one address".to_owned()));
         }
         Ok(config)
+    }
+
+    /// Bounds of the lifecycle.
+    pub fn settings(&self) -> Settings {
+        let sandbox = &self.sandbox;
+        Settings {
+            max_run: Duration::from_secs(sandbox.max_run_seconds),
+            max_running: sandbox.max_running,
+            agent_start_timeout: Duration::from_secs(sandbox.agent_start_seconds),
+            agent_prepare_timeout: Duration::from_secs(sandbox.agent_prepare_seconds),
+            hooks: HookSettings {
+                each: Duration::from_secs(sandbox.hook_seconds),
+                all: Duration::from_secs(sandbox.hooks_seconds),
+                pre_pause_failure: sandbox.pre_pause_hook_failure,
+            },
+            boot_without_memory: sandbox.boot_without_memory,
+            warm: self.warm.settings(),
+            free_space_reserve: sandbox.free_space_reserve_mib << 20,
+        }
     }
 
     /// The domain told to clients.

@@ -14,7 +14,7 @@ use http::header::{HeaderMap, HeaderValue};
 use super::create_request::{create_request, seconds};
 use super::extract::{Id, Json, OptionalJson};
 use super::list_query::ListQuery;
-use super::{ApiError, HttpState, view};
+use super::{ApiError, HttpState, timing, view};
 use crate::sandbox::{Connected, OnTimeout, PauseMode, PauseRequest, ResumeFrom};
 
 /// Timeouts that the two generations of clients mean when they leave it out.
@@ -51,7 +51,7 @@ pub(super) async fn health() -> &'static str {
 pub(super) async fn create(
     State(state): State<HttpState>,
     Json(body): Json<NewSandbox>,
-) -> Result<(StatusCode, Answer<Sandbox>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<Sandbox>), ApiError> {
     create_with(&state, body, TIMEOUT_V1).await
 }
 
@@ -72,7 +72,7 @@ pub(super) async fn create(
 pub(super) async fn create_v2(
     State(state): State<HttpState>,
     Json(body): Json<NewSandbox>,
-) -> Result<(StatusCode, Answer<Sandbox>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<Sandbox>), ApiError> {
     create_with(&state, body, TIMEOUT_V2).await
 }
 
@@ -80,11 +80,12 @@ async fn create_with(
     state: &HttpState,
     body: NewSandbox,
     default_timeout: Duration,
-) -> Result<(StatusCode, Answer<Sandbox>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<Sandbox>), ApiError> {
     let request = create_request(body, default_timeout)?;
     let created = state.sandboxes.create(request).await?;
     Ok((
         StatusCode::CREATED,
+        timing::headers(state, &created.id),
         Answer(view::sandbox(created, &state.domain)),
     ))
 }
@@ -109,7 +110,7 @@ pub(super) async fn connect(
     State(state): State<HttpState>,
     Id(id): Id,
     Json(body): Json<ConnectSandbox>,
-) -> Result<(StatusCode, Answer<Sandbox>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<Sandbox>), ApiError> {
     let missing = || ApiError::Validation("missing field `timeout`".to_owned());
     let timeout = seconds("timeout", body.timeout.ok_or_else(missing)?)?;
     connect_for(&state, Id(id), timeout, body.memory).await
@@ -134,7 +135,7 @@ pub(super) async fn connect_v2(
     State(state): State<HttpState>,
     id: Id,
     OptionalJson(body): OptionalJson<ConnectSandbox>,
-) -> Result<(StatusCode, Answer<Sandbox>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<Sandbox>), ApiError> {
     let given = body
         .timeout
         .map(|given| seconds("timeout", given))
@@ -147,16 +148,16 @@ async fn connect_for(
     Id(id): Id,
     timeout: Duration,
     memory: Option<bool>,
-) -> Result<(StatusCode, Answer<Sandbox>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<Sandbox>), ApiError> {
     let (found, how) = state
         .sandboxes
         .connect(&id, timeout, resume_from(memory))
         .await?;
-    let status = match how {
-        Connected::AlreadyRunning => StatusCode::OK,
-        Connected::Resumed => StatusCode::CREATED,
+    let (status, headers) = match how {
+        Connected::AlreadyRunning => (StatusCode::OK, HeaderMap::new()),
+        Connected::Resumed => (StatusCode::CREATED, timing::headers(state, &id)),
     };
-    Ok((status, Answer(view::sandbox(found, &state.domain))))
+    Ok((status, headers, Answer(view::sandbox(found, &state.domain))))
 }
 
 fn resume_from(memory: Option<bool>) -> ResumeFrom {
@@ -184,7 +185,7 @@ pub(super) async fn resume(
     State(state): State<HttpState>,
     Id(id): Id,
     OptionalJson(body): OptionalJson<ResumeSandbox>,
-) -> Result<(StatusCode, Answer<Sandbox>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<Sandbox>), ApiError> {
     let given = body
         .timeout
         .map(|given| seconds("timeout", given))
@@ -202,6 +203,7 @@ pub(super) async fn resume(
         .await?;
     Ok((
         StatusCode::CREATED,
+        timing::headers(&state, &id),
         Answer(view::sandbox(resumed, &state.domain)),
     ))
 }
@@ -225,7 +227,7 @@ pub(super) async fn pause(
     State(state): State<HttpState>,
     Id(id): Id,
     OptionalJson(body): OptionalJson<PauseSandbox>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<(StatusCode, HeaderMap), ApiError> {
     let mode = match body.memory {
         Some(false) => PauseMode::Filesystem,
         Some(true) | None => PauseMode::Full,
@@ -240,7 +242,7 @@ pub(super) async fn pause(
         .pause(&id, request)
         .await
         .map_err(ApiError::Pause)?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok((StatusCode::NO_CONTENT, timing::headers(&state, &id)))
 }
 
 /// Kill a sandbox

@@ -22,6 +22,7 @@ mod router;
 mod snapshot_query;
 mod snapshots;
 mod state;
+mod timing;
 mod transfers;
 mod view;
 

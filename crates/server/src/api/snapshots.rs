@@ -13,7 +13,7 @@ use http::header::{HeaderMap, HeaderValue};
 use super::create_request::seconds;
 use super::extract::{Id, Json, OptionalJson};
 use super::snapshot_query::{next_token, snapshot_page};
-use super::{ApiError, HttpState, view};
+use super::{ApiError, HttpState, timing, view};
 use crate::sandbox::SnapshotRequest;
 use crate::snapshots::{SnapshotName, SnapshotUse};
 
@@ -41,7 +41,7 @@ pub(super) async fn create(
     State(state): State<HttpState>,
     Id(id): Id,
     OptionalJson(body): OptionalJson<NewSnapshot>,
-) -> Result<(StatusCode, Answer<SnapshotInfo>), ApiError> {
+) -> Result<(StatusCode, HeaderMap, Answer<SnapshotInfo>), ApiError> {
     let name = body.name.as_deref().filter(|name| !name.is_empty());
     let name = name.map(SnapshotName::parse).transpose();
     let request = SnapshotRequest {
@@ -50,7 +50,11 @@ pub(super) async fn create(
         memory: body.memory.unwrap_or(true),
     };
     let made = state.sandboxes.snapshot(&id, request).await?;
-    Ok((StatusCode::CREATED, Answer(view::snapshot(&made))))
+    Ok((
+        StatusCode::CREATED,
+        timing::headers(&state, &id),
+        Answer(view::snapshot(&made)),
+    ))
 }
 
 /// List snapshots

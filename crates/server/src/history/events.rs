@@ -82,7 +82,7 @@ impl History {
     /// Adds what the events do not say of the sandboxes in the journal, and the ends of those that
     /// are not in it any more. To be called before anything happens to them.
     pub async fn catch_up(&self, records: &[Record]) -> Result<(), HistoryError> {
-        let mut last = self.run(|connection| last_states(connection)).await?;
+        let mut last = self.run(last_states).await?;
         for record in records {
             let known = last.remove(record.id.as_str());
             let missing = Event::missing(record, known.map(|(kind, _)| kind));

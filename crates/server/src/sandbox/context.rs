@@ -11,7 +11,8 @@ use tokio_util::task::TaskTracker;
 
 use super::event::Events;
 use super::files::SandboxFiles;
-use super::{Faults, HookSettings, Record};
+use super::warm::Warm;
+use super::{Faults, HookSettings, Record, WarmSettings};
 use crate::db::Db;
 use crate::guest::Guest;
 use crate::snapshots::Snapshots;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub hooks: HookSettings,
     /// Whether a sandbox whose memory image cannot be used is booted from its disk, or stays paused.
     pub boot_without_memory: bool,
+    /// Bounds of the warm tier.
+    pub warm: WarmSettings,
     /// Bytes that stay free on the data directory's file system.
     pub free_space_reserve: u64,
 }
@@ -42,6 +45,7 @@ pub(super) struct Context {
     pub(super) data_dir: PathBuf,
     pub(super) settings: Settings,
     pub(super) snapshots: Snapshots,
+    pub(super) warm: Arc<Warm>,
     pub(super) faults: Faults,
     pub(super) tasks: TaskTracker,
     /// Told whenever a sandbox changes or goes.

@@ -1,14 +1,16 @@
 //! create: a new sandbox from a template or a snapshot.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use engine::{BuildId, ExecutionId, StartFrom};
 
 use super::context::Context;
 use super::faults::Step;
+use super::resume::Start;
 use super::state::{DiskReason, Outcome, Saved, StartPoint};
 use super::transition::{Cause, Ended, blocking, destroy};
-use super::{Record, launch, resume, rollback};
+use super::{Record, Timings, launch, resume, rollback};
 use crate::snapshots::Lease;
 use crate::template::Template;
 
@@ -27,7 +29,8 @@ pub(super) async fn create(
     execution: ExecutionId,
 ) -> Ended {
     match attempt(&context, &record, origin, &execution).await {
-        Ok(memory_lost) => Ended {
+        Ok((timings, memory_lost)) => Ended {
+            timings,
             memory_lost,
             ..Ended::done()
         },
@@ -44,7 +47,7 @@ async fn attempt(
     record: &Record,
     origin: Origin,
     execution: &ExecutionId,
-) -> Result<Option<String>, Cause> {
+) -> Result<(Timings, Option<String>), Cause> {
     let files = context.files(record);
     context.check_free_space(0).map_err(Cause::NoSpace)?;
     context.faults.reach(Step::CreateDirectory).await?;
@@ -56,15 +59,15 @@ async fn attempt(
             source,
         })?;
     files.disks().create().await?;
-    let memory_lost = match origin {
+    let (timings, memory_lost) = match origin {
         Origin::Template(template) => {
-            from_template(context, record, &template, execution).await?;
-            None
+            let timings = from_template(context, record, &template, execution).await?;
+            (timings, None)
         }
         Origin::Snapshot(snapshot) => from_snapshot(context, record, snapshot, execution).await?,
     };
     context.faults.reach(Step::CreatePublish).await?;
-    Ok(memory_lost)
+    Ok((timings, memory_lost))
 }
 
 async fn from_template(
@@ -72,15 +75,18 @@ async fn from_template(
     record: &Record,
     template: &Template,
     execution: &ExecutionId,
-) -> Result<(), Cause> {
+) -> Result<Timings, Cause> {
+    let mut timings = Timings::default();
     let disk = context.own_disk(record);
     context.faults.reach(Step::CreateDisk).await?;
-    context.engine.copy_disk(&template.disk, &disk).await?;
+    let copied = context.engine.copy_disk(&template.disk, &disk);
+    timings.of("disk", copied).await?;
 
     context.faults.reach(Step::CreateStart).await?;
     let build = BuildId(template.manifest.engine.build.clone());
     let spec = context.execution_spec(record, execution, build);
     let image = template.image();
+    let begun = Instant::now();
     if let Err(error) = context.engine.start(&spec, StartFrom::Image(&image)).await {
         tracing::warn!(sandbox.id = %record.id, error = %error.source, "a start failed, trying once more");
         // Restores fail about once in a thousand times for no lasting reason. The disk is a copy
@@ -94,8 +100,11 @@ async fn from_template(
             .await
             .map_err(|e| e.source)?;
     }
+    timings.note("start", begun);
     context.faults.reach(Step::CreateAgent).await?;
-    launch::greet(context, record, execution).await
+    let greeting = launch::greet(context, record, execution);
+    timings.of("agent", greeting).await?;
+    Ok(timings)
 }
 
 /// Its own names of all that the snapshot has, then a resume: from there on it depends on nobody.
@@ -105,7 +114,7 @@ async fn from_snapshot(
     record: &Record,
     snapshot: Lease,
     execution: &ExecutionId,
-) -> Result<Option<String>, Cause> {
+) -> Result<(Timings, Option<String>), Cause> {
     context.faults.reach(Step::CreateDisk).await?;
     rollback::take_over_disks(context, record, &snapshot, &record.disks).await?;
     let (saved, mut memory_lost) =
@@ -123,7 +132,8 @@ async fn from_snapshot(
     context.faults.reach(Step::CreateStart).await?;
     let start = |from| {
         let (context, record) = (Arc::clone(context), record.clone());
-        resume::resume(context, record, execution.clone(), saved.clone(), from)
+        let execution = execution.clone();
+        resume::resume(context, record, execution, saved.clone(), from, Start::New)
     };
     let from = match saved {
         Saved::Memory { .. } => StartPoint::Memory,
@@ -136,7 +146,7 @@ async fn from_snapshot(
     }
     context.faults.reach(Step::CreateAgent).await?;
     match started.cause {
-        None if started.outcome == Outcome::Done => Ok(memory_lost),
+        None if started.outcome == Outcome::Done => Ok((started.timings, memory_lost)),
         None => Err(Cause::Exited),
         Some(cause) => Err(cause),
     }

@@ -11,7 +11,7 @@ mod work;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::{ExecutionId, ExitReason};
 use futures_util::future::BoxFuture;
@@ -24,12 +24,13 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::event::Why;
 use super::registry::{Connected, Live};
+use super::resume::Start;
 use super::state::{
     self, Command, Decision, FreshNames, Outcome, Refusal, RollbackTarget, StartPoint, State,
     Transition,
 };
 use super::transition::{Cause, Ended, blocking, destroy};
-use super::{Record, ResumeFrom, SandboxError, rollback};
+use super::{Record, ResumeFrom, SandboxError, Timings, rollback};
 use crate::snapshots::{Snapshot, SnapshotId};
 use calls::Answered;
 pub(super) use calls::{Answer, Message, Request};
@@ -52,6 +53,10 @@ pub(super) struct Driver {
     cause: Option<Cause>,
     /// The snapshot that the transition in flight has committed.
     made: Option<Arc<Snapshot>>,
+    /// How long the parts of the transition in flight took, or of the last one.
+    timings: Timings,
+    /// Since when the guest stands still in the transition in flight.
+    still_since: Option<Instant>,
     /// Deletes the image that the current run was loaded from, when it is read no more.
     releasing: Option<JoinHandle<()>>,
     /// Resolves when the live execution dies.
@@ -74,6 +79,7 @@ impl Driver {
         let first = Published {
             record: Arc::new(record.clone()),
             ended: ended.clone(),
+            timings: Timings::default(),
         };
         let (published, watched) = watch::channel(first);
         let driver = Self {
@@ -89,6 +95,8 @@ impl Driver {
             waiting: VecDeque::new(),
             cause: None,
             made: None,
+            timings: Timings::default(),
+            still_since: None,
             releasing: None,
             exit: None,
             expiry_not_before: None,
@@ -201,8 +209,13 @@ impl Driver {
             | Transition::Rollback(_)
             | Transition::Lose(_) => None,
         };
+        let frozen = frozen_for(&self.context, &self.record, &transition, from).await;
+        let start = match frozen {
+            Some(_) => Start::Thaw,
+            None => Start::New,
+        };
         let fresh = FreshNames {
-            execution: ExecutionId::random(),
+            execution: frozen.clone().unwrap_or_else(ExecutionId::random),
             image: ImageId::random(),
             snapshot: SnapshotId::random(),
         };
@@ -216,19 +229,25 @@ impl Driver {
         };
         let mut record = self.record.clone();
         record.state = next;
+        (self.timings, self.still_since) = (Timings::default(), None);
+        let begun = Instant::now();
         if let Err(error) = self.journal(record).await {
+            if let Some(frozen) = frozen {
+                destroy(&self.context, &frozen).await;
+            }
             if let Some(message) = cause {
                 self.answer(message, Err(error));
             }
             return;
         }
+        self.timings.note("journal", begun);
         drop(admitted);
         if matches!(transition, Transition::Kill) {
             self.ended.cancel();
         }
         self.exit = None;
         self.joined.extend(cause);
-        self.work = self.work_for(Some(&transition));
+        self.work = self.work_for(Some(&transition), start);
         // The image that a rollback goes back to may be the very one that is about to be deleted.
         if matches!(transition, Transition::Rollback(_))
             && let Some(releasing) = self.releasing.take()
@@ -255,7 +274,11 @@ impl Driver {
             snapshot,
             agent_silent,
             memory_lost,
+            timings,
+            still_since,
         } = ended;
+        self.timings.extend(timings);
+        self.still_since = self.still_since.or(still_since);
         // A boot in place of an unusable memory image is no failure, if it works.
         if !matches!(outcome, Outcome::MemoryUnusable(_)) {
             self.cause = self.cause.take().or(cause);
@@ -278,7 +301,7 @@ impl Driver {
             }
             self.journal_end(record).await;
         }
-        if let Some(work) = self.work_for(None) {
+        if let Some(work) = self.work_for(None, Start::New) {
             self.work = Some(work);
             return Some(());
         }
@@ -374,6 +397,25 @@ impl Driver {
             }
         }));
     }
+}
+
+/// The frozen execution that a transition of a paused sandbox goes on with. Any other but a resume
+/// from memory needs the disk for itself.
+async fn frozen_for(
+    context: &Context,
+    record: &Record,
+    transition: &Transition,
+    from: StartPoint,
+) -> Option<ExecutionId> {
+    let State::Paused { saved } = &record.state else {
+        return None;
+    };
+    if let (Transition::Resume, StartPoint::Memory, Some(image)) = (transition, from, saved.image())
+    {
+        return context.warm.take(&record.id, image).await;
+    }
+    context.warm.drop_of(&record.id).await;
+    None
 }
 
 /// The future if there is one, else never.

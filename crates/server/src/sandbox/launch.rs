@@ -49,7 +49,8 @@ pub(super) async fn greet(
 fn init_request(record: &Record, execution: &ExecutionId) -> InitRequest {
     let entropy: [u8; 32] = rand::random();
     InitRequest {
-        lifecycle_id: execution.to_string(),
+        // A thawed execution begins a new run as well.
+        lifecycle_id: format!("{execution}-{}", record.generation),
         timestamp: OffsetDateTime::now_utc(),
         sandbox_id: record.id.to_string(),
         template_id: record.spec.template_id.clone(),

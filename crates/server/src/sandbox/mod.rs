@@ -6,7 +6,8 @@
 //!
 //! Invariants, each with a test in `tests/it/lifecycle.rs`:
 //!
-//! 1. A sandbox has at most one live execution, and a paused one has none.
+//! 1. A sandbox has at most one live execution, and a paused one has none that can execute: at most
+//!    a frozen one that the next connect thaws (see [`warm`]).
 //! 2. The rename of the image is the commit point of a pause: an error before it leaves the
 //!    sandbox running, a crash after it leaves it paused.
 //! 3. An image is restored only over exactly the disk it was taken with.
@@ -26,6 +27,7 @@ mod hooks;
 mod id;
 mod kill;
 mod launch;
+mod memory;
 mod pause;
 mod record;
 mod recovery;
@@ -35,8 +37,10 @@ mod rollback;
 mod seal;
 pub mod state;
 mod storage;
+mod timings;
 mod transition;
 mod view;
+mod warm;
 
 use crate::snapshots::SnapshotId;
 pub use context::Settings;
@@ -48,10 +52,13 @@ pub use event::{Event, EventKind, Events};
 pub use faults::{Fault, Faults, InjectedFault, Step};
 pub use hooks::{HookFailure, HookSettings};
 pub use id::SandboxId;
+pub(crate) use memory::host_memory;
 pub use record::{Record, Run, SandboxSpec};
 pub use registry::{Connected, ExportError, Parts, Sandboxes};
 pub use storage::Storage;
+pub use timings::Timings;
 pub use view::{
     CreateRequest, Lifecycle, OnTimeout, PauseMode, PauseRequest, PublicState, ResumeFrom, Route,
     SandboxView, SnapshotRequest,
 };
+pub use warm::WarmSettings;

@@ -12,7 +12,7 @@ use super::context::Context;
 use super::faults::Step;
 use super::state::{Outcome, PauseTarget};
 use super::transition::{Cause, Ended, blocking, dead, destroy};
-use super::{PauseMode, PauseRequest, Record, hooks};
+use super::{PauseMode, PauseRequest, Record, Timings, hooks};
 
 /// Space an image may need beyond the resident memory: the engine's own state.
 const IMAGE_OVERHEAD_BYTES: u64 = 64 << 20;
@@ -25,13 +25,15 @@ pub(super) async fn pause(
     execution: ExecutionId,
     target: PauseTarget,
     request: PauseRequest,
+    after: After,
 ) -> Ended {
+    let mut progress = Progress::default();
     let saved = match &target {
         PauseTarget::Memory { image } => {
-            save_memory(&context, &record, &execution, image, request).await
+            save_memory(&context, &record, &execution, image, request, &mut progress).await
         }
         PauseTarget::Disk => {
-            let saved = save_disk(&context, &record, &execution).await;
+            let saved = save_disk(&context, &record, &execution, &mut progress).await;
             saved.map(|()| Agent::Helped)
         }
     };
@@ -45,11 +47,31 @@ pub(super) async fn pause(
             Agent::Helped
         }
     };
-    finish(&context, &record, &execution, &target).await;
+    let ending = finish(&context, &record, &execution, &target, after);
+    progress.timings.of("end", ending).await;
     Ended {
         agent_silent: agent == Agent::Silent,
+        timings: progress.timings,
+        still_since: progress.still_since,
         ..Ended::done()
     }
+}
+
+/// What becomes of the execution after the commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// It may stay frozen in memory for the next connect.
+    KeepWarm,
+    /// Its disk is needed.
+    Destroy,
+}
+
+/// What is told of a pause besides its outcome.
+#[derive(Default)]
+struct Progress {
+    timings: Timings,
+    /// When the guest was frozen.
+    still_since: Option<Instant>,
 }
 
 /// Whether the agent took part in a pause.
@@ -74,7 +96,7 @@ pub(super) async fn save(
         tracing::debug!(sandbox.id = %record.id, %error, "the snapshot will take longer");
     }
     let target = PauseTarget::Memory { image };
-    pause(context, record, execution, target, request).await
+    pause(context, record, execution, target, request, After::Destroy).await
 }
 
 async fn save_memory(
@@ -83,6 +105,10 @@ async fn save_memory(
     execution: &ExecutionId,
     image: &ImageId,
     request: PauseRequest,
+    Progress {
+        timings,
+        still_since,
+    }: &mut Progress,
 ) -> Result<Agent, Cause> {
     let resident = context.engine.resident_bytes(execution).await?;
     context
@@ -90,7 +116,8 @@ async fn save_memory(
         .map_err(Cause::NoSpace)?;
     context.faults.reach(Step::PausePrepare).await?;
     let mut agent = Agent::Helped;
-    if let Err(cause) = prepare(context, record, execution).await {
+    let prepared = timings.of("prepare", prepare(context, record, execution));
+    if let Err(cause) = prepared.await {
         if request.require_healthy_guest || matches!(cause, Cause::Hook(_)) {
             return Err(cause);
         }
@@ -104,12 +131,14 @@ async fn save_memory(
     let staging = blocking(move || images.stage(&staged)).await?;
 
     context.faults.reach(Step::PauseFreeze).await?;
-    let standing_still = Instant::now();
-    context.engine.freeze(execution).await?;
+    let engine = context.engine.as_ref();
+    *still_since = Some(Instant::now());
+    timings.of("freeze", engine.freeze(execution)).await?;
     context.faults.reach(Step::PauseCheckpoint).await?;
-    context.engine.checkpoint(execution, staging.path()).await?;
+    let written = engine.checkpoint(execution, staging.path());
+    timings.of("checkpoint", written).await?;
     context.faults.reach(Step::PauseSync).await?;
-    context.engine.sync_disk(execution).await?;
+    timings.of("sync", engine.sync_disk(execution)).await?;
     let subject = Subject {
         owner: record.id.to_string(),
         layers: record.spec.layers.clone(),
@@ -120,12 +149,9 @@ async fn save_memory(
     };
     context.faults.reach(Step::PauseCommit).await?;
     let identity = engine_identity(context, execution)?;
-    blocking(move || staging.commit(identity, subject)).await?;
-    tracing::debug!(
-        sandbox.id = %record.id,
-        duration_ms = u64::try_from(standing_still.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "memory image committed"
-    );
+    let committed = blocking(move || staging.commit(identity, subject));
+    timings.of("commit", committed).await?;
+    tracing::debug!(sandbox.id = %record.id, ?timings, "memory image committed");
     Ok(agent)
 }
 
@@ -133,14 +159,21 @@ async fn save_disk(
     context: &Context,
     record: &Record,
     execution: &ExecutionId,
+    Progress {
+        timings,
+        still_since,
+    }: &mut Progress,
 ) -> Result<(), Cause> {
     context.faults.reach(Step::PausePrepare).await?;
     // Without memory, whatever the guest has not written back is lost: no agent, no pause.
-    prepare(context, record, execution).await?;
+    let prepared = timings.of("prepare", prepare(context, record, execution));
+    prepared.await?;
     context.faults.reach(Step::PauseFreeze).await?;
-    context.engine.freeze(execution).await?;
+    let engine = context.engine.as_ref();
+    *still_since = Some(Instant::now());
+    timings.of("freeze", engine.freeze(execution)).await?;
     context.faults.reach(Step::PauseSync).await?;
-    context.engine.sync_disk(execution).await?;
+    timings.of("sync", engine.sync_disk(execution)).await?;
     tracing::debug!(sandbox.id = %record.id, "disk saved");
     Ok(())
 }
@@ -216,10 +249,24 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
 }
 
 /// Everything after the commit: none of it can turn the pause back.
-async fn finish(context: &Context, record: &Record, execution: &ExecutionId, target: &PauseTarget) {
+async fn finish(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    target: &PauseTarget,
+    after: After,
+) {
     retry_fault(context, Step::PauseDestroy).await;
     let committed_at = OffsetDateTime::now_utc();
-    destroy(context, execution).await;
+    let is_kept = match (target, after) {
+        (PauseTarget::Memory { image }, After::KeepWarm) => {
+            context.warm.keep(&record.id, execution, image).await
+        }
+        (PauseTarget::Disk, _) | (_, After::Destroy) => false,
+    };
+    if !is_kept {
+        destroy(context, execution).await;
+    }
     pass(committed_at).await;
     let images = context.files(record).images();
     let keep = match target {

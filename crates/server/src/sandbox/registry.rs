@@ -21,9 +21,10 @@ use super::context::Context;
 use super::driver::{Driver, Message, Request, Work};
 use super::files::SandboxFiles;
 use super::state::State;
+use super::warm::Warm;
 use super::{
     Events, Faults, PauseRequest, PublicState, Record, ResumeFrom, SandboxError, SandboxId,
-    SandboxView, Settings,
+    SandboxView, Settings, Timings,
 };
 use crate::db::{Db, DbError};
 use crate::snapshots::{SnapshotFiles, Snapshots};
@@ -94,6 +95,7 @@ impl Sandboxes {
             faults: parts.faults.clone(),
         };
         let context = Arc::new(Context {
+            warm: Warm::new(Arc::clone(&parts.engine), parts.settings.warm),
             engine: parts.engine,
             db: parts.db,
             data_dir: parts.data_dir,
@@ -227,6 +229,14 @@ impl Sandboxes {
         view.ok_or_else(|| SandboxError::NotFound(id.clone()))
     }
 
+    /// How long the parts of a sandbox's last transition took. Nothing for one that is not there.
+    pub fn timings(&self, id: &SandboxId) -> Timings {
+        let handle = self.live.find(id);
+        handle.map_or_else(Timings::default, |handle| {
+            handle.published.borrow().timings.clone()
+        })
+    }
+
     /// All sandboxes, in no order.
     pub fn list(&self) -> Vec<SandboxView> {
         let all = self.live.all();
@@ -238,6 +248,11 @@ impl Sandboxes {
     /// Changes whenever a sandbox changed its state or is gone.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.context.changes.subscribe()
+    }
+
+    /// Lets go of what is held only to be fast, before the server stops.
+    pub async fn close(&self) {
+        self.context.warm.close().await;
     }
 
     /// Waits until no transition is in flight, at most until the deadline of the caller.

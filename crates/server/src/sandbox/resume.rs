@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 use engine::{BuildId, EngineError, ExecutionId, StartFrom};
 use snapshot::{ImageError, ImageId, Manifest};
 
-use super::Record;
 use super::context::Context;
 use super::faults::Step;
 use super::launch;
 use super::state::{Outcome, Saved, StartPoint};
 use super::transition::{Cause, Ended, blocking, destroy, until_done};
+use super::{Record, Timings};
 
 /// Between the two attempts of a resume.
 const RETRY_WAIT: Duration = Duration::from_millis(250);
@@ -42,6 +42,15 @@ impl Failure {
     }
 }
 
+/// How a resume gets its execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// It starts one.
+    New,
+    /// It is there, frozen since the pause.
+    Thaw,
+}
+
 /// Starts the sandbox of a record in state `Resuming`. A failure leaves what was saved as it was;
 /// it is tried once more, because restores fail about once in a thousand times for no lasting
 /// reason.
@@ -51,20 +60,31 @@ pub(super) async fn resume(
     execution: ExecutionId,
     saved: Saved,
     from: StartPoint,
+    mut start: Start,
 ) -> Ended {
     let mut retried = false;
     loop {
+        let mut timings = Timings::default();
+        let thaws = start == Start::Thaw;
         let started = match (&saved, from) {
+            (Saved::Memory { .. }, StartPoint::Memory) if thaws => {
+                from_frozen(&context, &record, &execution, &mut timings).await
+            }
             (Saved::Memory { image }, StartPoint::Memory) => {
-                from_memory(&context, &record, &execution, image).await
+                from_memory(&context, &record, &execution, image, &mut timings).await
             }
             (Saved::Memory { .. } | Saved::Disk { .. }, StartPoint::Disk)
             | (Saved::Disk { .. }, StartPoint::Memory) => {
-                from_disk(&context, &record, &execution).await
+                from_disk(&context, &record, &execution, &mut timings).await
             }
         };
         let failure = match started {
-            Ok(()) => return Ended::done(),
+            Ok(()) => {
+                return Ended {
+                    timings,
+                    ..Ended::done()
+                };
+            }
             Err(failure) => failure,
         };
         let outcome = undo(
@@ -75,6 +95,11 @@ pub(super) async fn resume(
             failure.guest_may_have_run,
         )
         .await;
+        if thaws && outcome == Outcome::Undone {
+            tracing::warn!(sandbox.id = %record.id, error = %failure.cause, "a frozen execution could not be thawed; resuming from the image");
+            start = Start::New;
+            continue;
+        }
         let from_image = matches!((&saved, from), (Saved::Memory { .. }, StartPoint::Memory));
         if from_image
             && outcome == Outcome::Undone
@@ -108,7 +133,9 @@ pub(super) async fn start_again(
         Outcome::Done
         | Outcome::Undone
         | Outcome::ExecutionLost(_)
-        | Outcome::MemoryUnusable(_) => resume(context, record, execution, saved, from).await,
+        | Outcome::MemoryUnusable(_) => {
+            resume(context, record, execution, saved, from, Start::New).await
+        }
     }
 }
 
@@ -142,11 +169,33 @@ pub(super) async fn undo_start(
     Ended::failed(outcome, cause)
 }
 
+/// The image is not looked at: the execution is what it was made from. It stays until the run is
+/// journaled, in case this fails.
+async fn from_frozen(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    timings: &mut Timings,
+) -> Result<(), Failure> {
+    context
+        .faults
+        .reach(Step::ResumeStart)
+        .await
+        .map_err(Failure::before_the_guest)?;
+    let thawed = context.engine.thaw(execution);
+    timings
+        .of("thaw", thawed)
+        .await
+        .map_err(Failure::with_the_guest)?;
+    up(context, record, execution, timings).await
+}
+
 async fn from_memory(
     context: &Context,
     record: &Record,
     execution: &ExecutionId,
     image: &ImageId,
+    timings: &mut Timings,
 ) -> Result<(), Failure> {
     context
         .faults
@@ -155,7 +204,9 @@ async fn from_memory(
         .map_err(Failure::before_the_guest)?;
     let images = context.files(record).images();
     let (checked, id) = (images.clone(), image.clone());
-    let manifest: Manifest = blocking(move || checked.check(&id))
+    let checking = blocking(move || checked.check(&id));
+    let manifest: Manifest = timings
+        .of("check", checking)
         .await
         .map_err(Failure::before_the_guest)?;
     let build = BuildId(manifest.engine.build.clone());
@@ -171,21 +222,22 @@ async fn from_memory(
         .map_err(Failure::before_the_guest)?;
     let path = images.path(image);
     renew_missing_disk(context, record).await?;
-    context
-        .engine
-        .start(&spec, StartFrom::Image(&path))
+    let starting = context.engine.start(&spec, StartFrom::Image(&path));
+    timings
+        .of("start", starting)
         .await
         .map_err(|error| Failure {
             cause: error.source.into(),
             guest_may_have_run: error.guest_may_have_run,
         })?;
-    up(context, record, execution).await
+    up(context, record, execution, timings).await
 }
 
 async fn from_disk(
     context: &Context,
     record: &Record,
     execution: &ExecutionId,
+    timings: &mut Timings,
 ) -> Result<(), Failure> {
     context
         .faults
@@ -199,24 +251,31 @@ async fn from_disk(
         .await
         .map_err(Failure::before_the_guest)?;
     renew_missing_disk(context, record).await?;
-    context
-        .engine
-        .start(&spec, StartFrom::Boot)
+    let starting = context.engine.start(&spec, StartFrom::Boot);
+    timings
+        .of("start", starting)
         .await
         .map_err(|error| Failure {
             cause: error.source.into(),
             guest_may_have_run: error.guest_may_have_run,
         })?;
-    up(context, record, execution).await
+    up(context, record, execution, timings).await
 }
 
-async fn up(context: &Context, record: &Record, execution: &ExecutionId) -> Result<(), Failure> {
+async fn up(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    timings: &mut Timings,
+) -> Result<(), Failure> {
     context
         .faults
         .reach(Step::ResumeAgent)
         .await
         .map_err(Failure::with_the_guest)?;
-    launch::greet(context, record, execution)
+    let greeting = launch::greet(context, record, execution);
+    timings
+        .of("agent", greeting)
         .await
         .map_err(Failure::with_the_guest)?;
     context

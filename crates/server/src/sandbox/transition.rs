@@ -1,14 +1,14 @@
 //! How the work of a transition ends, and the parts that several share.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::{EngineError, ExecutionId};
 use snapshot::ImageError;
 
-use super::Disks;
 use super::context::Context;
 use super::faults::{Fault, InjectedFault};
 use super::state::Outcome;
+use super::{Disks, Timings};
 use crate::snapshots::Snapshot;
 
 /// Result of a transition's work: where it leads, and why if that is not its goal.
@@ -24,6 +24,10 @@ pub(super) struct Ended {
     pub(super) disks: Option<Disks>,
     /// A snapshot that is complete but for its commit, which the driver makes.
     pub(super) snapshot: Option<Snapshot>,
+    /// How long its parts took.
+    pub(super) timings: Timings,
+    /// Since when the guest stands still, if it does.
+    pub(super) still_since: Option<Instant>,
 }
 
 impl Ended {
@@ -39,6 +43,8 @@ impl Ended {
             memory_lost: None,
             disks: None,
             snapshot: None,
+            timings: Timings::default(),
+            still_since: None,
         }
     }
 

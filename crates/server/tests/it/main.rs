@@ -21,3 +21,4 @@ mod snapshot_use;
 mod snapshots;
 mod soak;
 mod support;
+mod warm;

@@ -56,10 +56,19 @@ async fn status(server: &Served, line: &str, body: &str) -> u16 {
     }
 }
 
+/// The call before and the one that hangs at the step; answers in the order of CALLS, then that of
+/// DELETE; what GET says of the state.
+type Row = (
+    Option<&'static str>,
+    Step,
+    &'static str,
+    [u16; 8],
+    &'static str,
+);
+
 #[tokio::test]
 async fn calls_during_a_transition_are_answered_as_the_contract_says() {
-    // In the order of CALLS, then DELETE, then what GET says of the state.
-    let rows: [(Option<&str>, Step, &str, [u16; 8], &str); 5] = [
+    let rows: [Row; 5] = [
         (
             None,
             Step::PauseCheckpoint,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use engine::ExecutionId;
 use rand::prelude::*;
 use server::sandbox::{
-    Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, SnapshotRequest, Step,
+    Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, SnapshotRequest, Step, WarmSettings,
 };
 use server::snapshots::SnapshotUse;
 
@@ -204,10 +204,15 @@ fn no_sequence_of_calls_and_kills_loses_anything() {
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let place = Place::new();
+    let mut place = Place::new();
     let mut model = Model::default();
     let mut at_steps = 0;
     for kill in 0..kills() {
+        // Room for none, a few or all of the paused ones in memory.
+        place.warm = WarmSettings {
+            memory_bytes: *[0, 8192, 1 << 20].choose(&mut rng).unwrap(),
+            keep: Duration::from_secs(3600),
+        };
         let server = Server::start(&place);
         server.runtime.block_on(async {
             model.check(&place, &server.sandboxes).await;

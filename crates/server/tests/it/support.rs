@@ -12,7 +12,7 @@ use server::sandbox::state::State;
 use server::sandbox::{
     CreateRequest, Event, Events, Fault, Faults, HookFailure, HookSettings, Lifecycle, OnTimeout,
     Parts, PauseMode, PauseRequest, PublicState, SandboxError, SandboxId, Sandboxes, Settings,
-    Step,
+    Step, WarmSettings,
 };
 use server::template::{BaseOptions, Template, Templates, ensure_base};
 use tokio_util::task::TaskTracker;
@@ -36,6 +36,7 @@ pub(crate) struct Place {
     pub(crate) free_space_reserve: u64,
     /// Where the servers tell what happens.
     pub(crate) events: Events,
+    pub(crate) warm: WarmSettings,
 }
 
 impl Place {
@@ -47,6 +48,7 @@ impl Place {
             boot_without_memory: true,
             free_space_reserve: 0,
             events: Events::default(),
+            warm: WarmSettings::OFF,
         }
     }
 
@@ -112,6 +114,7 @@ impl Place {
                     pre_pause_failure: HookFailure::Ignore,
                 },
                 boot_without_memory: self.boot_without_memory,
+                warm: self.warm,
                 free_space_reserve: self.free_space_reserve,
             },
             templates: Templates::new(vec![Arc::new(template)]),

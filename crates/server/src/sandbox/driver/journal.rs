@@ -13,7 +13,7 @@ use crate::sandbox::event::{Event, Why};
 use crate::sandbox::faults::Step;
 use crate::sandbox::state::{self, Next, Outcome, State};
 use crate::sandbox::transition::Cause;
-use crate::sandbox::{Disks, Record, SandboxError, rollback, seal};
+use crate::sandbox::{Disks, Record, SandboxError, Timings, rollback, seal};
 use crate::snapshots::Snapshot;
 
 /// Between two tries to write the journal.
@@ -26,6 +26,8 @@ pub(in crate::sandbox) struct Published {
     pub(in crate::sandbox) record: Arc<Record>,
     /// Fires at the end of the current run.
     pub(in crate::sandbox) ended: CancellationToken,
+    /// How long the parts of its last transition took.
+    pub(in crate::sandbox) timings: Timings,
 }
 
 impl Driver {
@@ -211,9 +213,14 @@ impl Driver {
         if self.ended.is_cancelled() && matches!(self.record.state, State::Running { .. }) {
             self.ended = CancellationToken::new();
         }
+        let mut timings = self.timings.clone();
+        if let Some(since) = self.still_since {
+            timings.note("still", since);
+        }
         self.published.send_replace(Published {
             record: Arc::new(self.record.clone()),
             ended: self.ended.clone(),
+            timings,
         });
         self.context.changes.send_replace(());
     }

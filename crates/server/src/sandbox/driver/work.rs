@@ -6,6 +6,8 @@ use futures_util::future::BoxFuture;
 
 use super::Driver;
 use super::calls::Request;
+use crate::sandbox::pause::After;
+use crate::sandbox::resume::Start;
 use crate::sandbox::state::{RollbackStep, SnapshotStep, State, Transition};
 use crate::sandbox::transition::Ended;
 use crate::sandbox::{SnapshotRequest, kill, pause, resume, rollback, seal};
@@ -15,7 +17,7 @@ pub(in crate::sandbox) type Work = BoxFuture<'static, Ended>;
 
 impl Driver {
     /// What has to be done in this state; `None` in those that last.
-    pub(super) fn work_for(&self, transition: Option<&Transition>) -> Option<Work> {
+    pub(super) fn work_for(&self, transition: Option<&Transition>, start: Start) -> Option<Work> {
         let (context, record) = (Arc::clone(&self.context), self.record.clone());
         Some(match self.record.state.clone() {
             State::Pausing { execution, target } => {
@@ -23,14 +25,23 @@ impl Driver {
                     Some(Transition::Pause(request)) => *request,
                     Some(_) | None => return None,
                 };
-                Box::pin(pause::pause(context, record, execution, target, request))
+                Box::pin(pause::pause(
+                    context,
+                    record,
+                    execution,
+                    target,
+                    request,
+                    After::KeepWarm,
+                ))
             }
             State::Resuming {
                 execution,
                 saved,
                 from,
                 ..
-            } => Box::pin(resume::resume(context, record, execution, saved, from)),
+            } => Box::pin(resume::resume(
+                context, record, execution, saved, from, start,
+            )),
             State::Snapshotting { snapshot, step } => match step {
                 SnapshotStep::Saving {
                     execution, image, ..
@@ -64,7 +75,14 @@ impl Driver {
                 execution, saved, ..
             } => {
                 let from = self.record.state.start_point();
-                Box::pin(resume::resume(context, record, execution, saved, from))
+                Box::pin(resume::resume(
+                    context,
+                    record,
+                    execution,
+                    saved,
+                    from,
+                    Start::New,
+                ))
             }
             State::Killing { execution } => Box::pin(kill::kill(context, record, execution)),
             State::Creating { .. } | State::Running { .. } | State::Paused { .. } => return None,

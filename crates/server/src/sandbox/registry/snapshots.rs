@@ -62,6 +62,7 @@ impl Sandboxes {
             | State::RollingBack { .. }
             | State::Restarting { .. } => return Err(SandboxError::Busy(id.clone()).into()),
         }
+        self.context.warm.drop_of(id).await;
         let folder = SandboxFiles::new(&self.context.data_dir, id).disks();
         let disks = [&record.disks.own].into_iter().chain(&record.disks.sealed);
         let disks: Vec<_> = disks.map(|disk| folder.path(disk)).collect();
