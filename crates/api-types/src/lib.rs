@@ -7,11 +7,13 @@
 //! object.
 
 mod error;
+mod event;
 mod history;
 mod request;
 mod response;
 
 pub use error::ErrorBody;
+pub use event::SandboxEvent;
 pub use history::{
     LogLevel, SandboxLog, SandboxLogEntry, SandboxLogs, SandboxLogsV2, SandboxMetric,
     SandboxesWithMetrics,

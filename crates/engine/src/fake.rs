@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::{
     BuildId, Engine, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus,
-    ExitReason, Found, KeptBuild, StartError, StartFrom, Usage,
+    ExitReason, Found, KeptBuild, OpenFiles, StartError, StartFrom, Usage,
 };
 pub use guest::DISK_FILE;
 use guest::FakeGuest;
@@ -284,6 +284,18 @@ impl Engine for Fake {
     ) -> Result<bool, EngineError> {
         let metadata = fs::metadata(disk.join(DISK_FILE)).map_err(failed("look at disk"))?;
         Ok(metadata.modified().map_err(failed("look at disk"))? > instant)
+    }
+
+    /// What lies in the directory of the topmost disk.
+    async fn open_files(
+        &self,
+        _layers: &[PathBuf],
+        disks: &[PathBuf],
+    ) -> Result<OpenFiles, EngineError> {
+        match disks.first().filter(|disk| disk.is_dir()) {
+            Some(disk) => Ok(OpenFiles::new(disk.clone(), Vec::new(), ())),
+            None => Err(injected("open files")),
+        }
     }
 
     async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError> {

@@ -11,7 +11,7 @@ pub mod gvisor;
 mod types;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 pub use types::{
     BuildId, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExecutionStatus, ExitReason,
-    Found, KeptBuild, Limits, NetworkPolicy, StartError, StartFrom, Usage,
+    Found, KeptBuild, LeftOut, Limits, NetworkPolicy, OpenFiles, StartError, StartFrom, Usage,
 };
 
 /// Address of the guest's network interface, the same in every sandbox, so that a restored or
@@ -100,6 +100,15 @@ pub trait Engine: Send + Sync + 'static {
         disk: &Path,
         instant: SystemTime,
     ) -> Result<bool, EngineError>;
+
+    /// Opens the files that an execution on these `disks` (topmost first) over these `layers` would
+    /// see, to be read and nothing else, also where a disk is damaged. No execution may use the disks
+    /// until the answer is dropped, which may block for a moment.
+    async fn open_files(
+        &self,
+        layers: &[PathBuf],
+        disks: &[PathBuf],
+    ) -> Result<OpenFiles, EngineError>;
 
     /// Starts an execution, booting it or restoring it. On success PID 1 is running or about to;
     /// whether the agent answers is the caller's to find out through [`dial`](Engine::dial).

@@ -174,6 +174,47 @@ pub enum ExitReason {
     Exited,
 }
 
+/// Files that are open to be read. They are closed when this is dropped.
+pub struct OpenFiles {
+    root: PathBuf,
+    left_out: Vec<LeftOut>,
+    _open: Box<dyn Send + Sync>,
+}
+
+impl OpenFiles {
+    /// Files below `root`, for as long as `open` is not dropped.
+    pub(crate) fn new(
+        root: PathBuf,
+        left_out: Vec<LeftOut>,
+        open: impl Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            root,
+            left_out,
+            _open: Box::new(open),
+        }
+    }
+
+    /// The guest's root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Disks of which nothing is to be seen.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+}
+
+/// A disk that could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Which one.
+    pub disk: PathBuf,
+    /// Why.
+    pub problem: String,
+}
+
 /// A failed engine call. The text names the step, the command and what it printed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -193,6 +234,12 @@ pub enum EngineError {
         step: String,
         /// How long it was given.
         limit: std::time::Duration,
+    },
+    /// A disk cannot be mounted, or not be read where that is needed. What is on it is as it was.
+    #[error("the disk cannot be used any more: {detail}")]
+    DiskDamaged {
+        /// What the kernel said.
+        detail: String,
     },
     /// The engine refused or failed.
     #[error("{step} failed: {detail}")]

@@ -27,6 +27,8 @@ use crate::transfer::EngineBuilds;
 /// How long transitions in flight may take to end when the server is told to stop. Whatever does
 /// not end in this time is finished or undone at the next start.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+/// How long writing the last events may take.
+const EVENTS_LIMIT: Duration = Duration::from_secs(5);
 /// How long pausing all running sandboxes may take before, if that is wanted.
 const PAUSE_LIMIT: Duration = Duration::from_secs(600);
 
@@ -51,20 +53,26 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .context("make template base")?;
 
-    let history_file = data_dir.join("history.db");
+    let db = Db::open(&data_dir.join("sandbase.db")).context("open the journal")?;
+    let history = History::open(&data_dir.join("history.db"));
+    let history = history.context("open metrics, logs and events")?;
+    let journaled = db.load_all().await.context("read the journal")?;
+    if let Err(error) = history.catch_up(&journaled).await {
+        tracing::warn!(error = ?error, "events could not be caught up with the journal");
+    }
     let tasks = TaskTracker::new();
     let sandboxes = Sandboxes::open(Parts {
         engine: Arc::clone(&engine),
-        db: Db::open(&data_dir.join("sandbase.db")).context("open the journal")?,
+        db,
         data_dir,
         settings: config.settings(),
         templates: Templates::new(vec![Arc::new(base)]),
+        events: history.queue().clone(),
         faults: Faults::default(),
         tasks: tasks.clone(),
     });
     let sandboxes = Arc::new(sandboxes.await.context("take over the sandboxes")?);
 
-    let history = History::open(&history_file).context("open metrics and logs")?;
     let domain = config.domain();
     print_exports(&domain, &key).context("print how to use the server")?;
     let mut state = HttpState::new(
@@ -79,7 +87,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let requests = state.tasks.clone();
     let shutdown = CancellationToken::new();
-    let recording = history::record(Arc::clone(&sandboxes), history, shutdown.clone());
+    let recording = history::record(Arc::clone(&sandboxes), history.clone(), shutdown.clone());
     tasks.spawn(recording);
     tasks.spawn(memory_watch::watch(
         Arc::clone(&sandboxes),
@@ -105,6 +113,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let settled = async { tokio::join!(sandboxes.settle(), requests.wait()) };
     if tokio::time::timeout(SHUTDOWN_LIMIT, settled).await.is_err() {
         tracing::warn!("a transition did not end in time; the next start finishes or undoes it");
+    }
+    // Those that do not get written in time are caught up with by the next start.
+    if let Ok(Err(error)) = tokio::time::timeout(EVENTS_LIMIT, history.write_events()).await {
+        tracing::warn!(error = ?error, "the last events could not be written");
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
     sandboxes.close().await;

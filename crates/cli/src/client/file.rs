@@ -17,6 +17,7 @@ use tokio::fs::{self, File};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::http::{Client, escaped, read};
+use super::missing;
 use super::output::{Output, Progress, bytes, print_json, print_line};
 
 /// Standard input or output.
@@ -26,7 +27,8 @@ const CHUNK: usize = 256 << 10;
 /// How to write an export.
 #[derive(Args)]
 pub(crate) struct ExportArguments {
-    /// File to write, `-` for standard output. Default: `<id>.sandbase.tar.zst`, here.
+    /// File to write, `-` for standard output. Default: `<id>.sandbase.tar.zst` or `<id>.files.tar`,
+    /// here.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Write a plain tar archive.
@@ -35,6 +37,11 @@ pub(crate) struct ExportArguments {
     /// Leave memory out, for example when it cannot be read any more.
     #[arg(long)]
     files_only: bool,
+    /// Write the files that can be read, when the disk is damaged: as a plain tar archive for
+    /// people, not for an import. A sandbox must be paused. Fails when anything is missing, with a
+    /// list of it; the file is there all the same.
+    #[arg(long, conflicts_with_all = ["files_only", "uncompressed"])]
+    readable_files: bool,
 }
 
 /// What to import.
@@ -58,13 +65,18 @@ pub(super) async fn export(
     arguments: &ExportArguments,
     output: Output,
 ) -> anyhow::Result<()> {
-    let (compression, extension) = match arguments.uncompressed {
-        true => ("none", "tar"),
-        false => ("zstd", "tar.zst"),
+    let (query, ending) = if arguments.readable_files {
+        ("compression=none&files=readable".to_owned(), "files.tar")
+    } else {
+        let (compression, ending) = match arguments.uncompressed {
+            true => ("none", "sandbase.tar"),
+            false => ("zstd", "sandbase.tar.zst"),
+        };
+        let memory = !arguments.files_only;
+        (format!("compression={compression}&memory={memory}"), ending)
     };
-    let memory = !arguments.files_only;
-    let path = format!("{path}?compression={compression}&memory={memory}");
-    let default = || PathBuf::from(format!("{}.sandbase.{extension}", file_name(name)));
+    let path = format!("{path}?{query}");
+    let default = || PathBuf::from(format!("{}.{ending}", file_name(name)));
     let target = arguments.output.clone().unwrap_or_else(default);
     if target.as_os_str() == STANDARD {
         download(client, &path, &mut tokio::io::stdout()).await?;
@@ -92,10 +104,19 @@ pub(super) async fn export(
     fs::rename(&partial, &target)
         .await
         .with_context(|| format!("rename {} to {}", partial.display(), target.display()))?;
+    let report = match arguments.readable_files {
+        true => Some(missing::read(&target)?),
+        false => None,
+    };
     match output {
-        Output::Json => print_json(&json!({ "file": target, "bytes": size })),
-        Output::People => print_line(&format!("wrote {}, {}", target.display(), bytes(size))),
+        Output::Json => {
+            print_json(&json!({ "file": target, "bytes": size, "report": report }))?;
+        }
+        Output::People => {
+            print_line(&format!("wrote {}, {}", target.display(), bytes(size)))?;
+        }
     }
+    report.map_or(Ok(()), |report| missing::told(&report))
 }
 
 /// A reference as a file name.

@@ -1,7 +1,9 @@
 //! `sandbase sandbox` and `sandbase snapshot`: calls of a server's API, for people and for scripts.
 
+mod events;
 mod file;
 mod http;
+mod missing;
 mod output;
 mod sandbox;
 mod snapshot;

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
+use super::events;
 use super::file::{self, ExportArguments};
 use super::http::{Answer, Client, escaped};
 use super::output::{Output, Table, instant, print_facts, print_json, print_line};
@@ -81,6 +82,11 @@ pub(crate) enum SandboxVerb {
         /// Id or name of the snapshot.
         snapshot: String,
     },
+    /// Show what became of a sandbox, also of one that is gone.
+    Events {
+        /// Its id.
+        sandbox: String,
+    },
     /// Write a sandbox as it is now to a file, which `sandbase snapshot import` reads.
     Export {
         /// Its id.
@@ -134,6 +140,7 @@ impl SandboxVerb {
                 count,
                 timeout,
             } => return fork(client, &sandbox, count, timeout, output).await,
+            Self::Events { sandbox } => return events::show(client, &sandbox, output).await,
             Self::Export { sandbox, arguments } => {
                 let path = of(&sandbox, "/export");
                 return file::export(client, &path, &sandbox, &arguments, output).await;

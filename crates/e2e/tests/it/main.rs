@@ -10,6 +10,7 @@
 mod bench;
 mod conformance;
 mod crash;
+mod damaged;
 mod export;
 mod http;
 mod sdk;

@@ -169,6 +169,29 @@ impl Server {
         }
     }
 
+    /// What another server with this data directory says, which must not start.
+    pub(crate) fn second(&self) -> String {
+        let output = Command::new(sandbase())
+            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .arg(self.folder.path().join("config.toml"))
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "it started");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// A client of a `GET` that stands still as soon as nobody reads what it prints.
+    pub(crate) fn curl(&self, path: &str) -> Child {
+        let key = std::fs::read_to_string(self.data_dir().join("api-key")).unwrap();
+        Command::new("curl")
+            .args(["-sS", "-N", "-H", &format!("X-API-Key: {}", key.trim())])
+            .arg(format!("{}{path}", self.url()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         let mut process = self.process.take().expect("a running server");

@@ -115,7 +115,7 @@ pub(super) fn mount_sealed(
 
 /// A disk may come from somebody else, and a link in the place of a directory of ours would bring a
 /// directory of the host into the guest.
-fn check_directory(path: &Path) -> io::Result<()> {
+pub(super) fn check_directory(path: &Path) -> io::Result<()> {
     if path.symlink_metadata()?.is_dir() {
         return Ok(());
     }
@@ -136,8 +136,13 @@ pub(super) fn mount_rootfs(
         .ok_or_else(|| io::Error::other("no layer to put the disk on"))?;
     mounts::mount_disk(&image(disk), disk_mount, Access::ReadWrite)?;
     let (upper, work) = (disk_mount.join(UPPER), disk_mount.join("work"));
-    if upper.symlink_metadata().is_err() {
-        prepare(&top.metadata()?, &upper, &work)?;
+    match upper.symlink_metadata() {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            prepare(&top.metadata()?, &upper, &work)?;
+        }
+        // What is there and cannot be read must not be replaced by something empty.
+        Err(error) => return Err(error),
     }
     for directory in [&upper, &work] {
         check_directory(directory)?;
@@ -215,7 +220,7 @@ pub(super) fn settle(disk: &Path, inspect: &Path) -> Result<(), EngineError> {
 }
 
 /// Whether the superblock says that the journal holds something (`EXT4_FEATURE_INCOMPAT_RECOVER`).
-fn needs_recovery(image: &Path) -> io::Result<bool> {
+pub(super) fn needs_recovery(image: &Path) -> io::Result<bool> {
     const SUPERBLOCK: u64 = 1024;
     const INCOMPAT: u64 = SUPERBLOCK + 0x60;
     const RECOVER: u32 = 0x4;

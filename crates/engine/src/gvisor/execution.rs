@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::image::ImageRecord;
+use super::mounts::DamagedDisk;
 use super::paths::ExecutionDir;
 use super::process::Process;
 use super::runsc::Runsc;
@@ -119,7 +120,12 @@ impl Gvisor {
         let (slot, mounted) =
             tokio::join!(self.take_slot(spec), self.mount(spec, record.is_none()));
         let slot = slot.map_err(failed(format!("prepare the network of {id}")))?;
-        mounted.map_err(failed(format!("mount the disk of {id}")))?;
+        mounted.map_err(|error| match DamagedDisk::is_in(&error) {
+            true => EngineError::DiskDamaged {
+                detail: error.to_string(),
+            },
+            false => failed(format!("mount the disk of {id}"))(error),
+        })?;
 
         let (paths, config) = (&self.paths, &self.config);
         let netns = network::inner_name(&paths.tag, slot);

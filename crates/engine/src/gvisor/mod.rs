@@ -39,6 +39,7 @@ mod netns;
 mod network;
 mod paths;
 mod process;
+mod rescue;
 mod runsc;
 mod slots;
 mod spec;
@@ -58,7 +59,7 @@ pub use config::Config;
 
 use crate::{
     BuildId, Engine, EngineBuild, EngineError, ExecutionId, ExecutionSpec, ExitReason, Found,
-    KeptBuild, StartError, StartFrom, Usage,
+    KeptBuild, OpenFiles, StartError, StartFrom, Usage,
 };
 use execution::Live;
 use paths::Paths;
@@ -209,6 +210,19 @@ impl Engine for Gvisor {
     ) -> Result<bool, EngineError> {
         let (disk, inspect) = (disk.to_owned(), self.paths.inspect_dir());
         blocking(move || disk::changed_since(&disk, &inspect, instant)).await
+    }
+
+    async fn open_files(
+        &self,
+        layers: &[PathBuf],
+        disks: &[PathBuf],
+    ) -> Result<OpenFiles, EngineError> {
+        let (layers, disks) = (layers.to_vec(), disks.to_vec());
+        let inspect = self.paths.inspect_dir();
+        let opened = blocking(move || rescue::open(&layers, &disks, &inspect)).await;
+        opened.map_err(|error| EngineError::DiskDamaged {
+            detail: error.to_string(),
+        })
     }
 
     async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError> {

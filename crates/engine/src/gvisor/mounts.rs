@@ -37,15 +37,79 @@ pub(super) fn mount_disk(image: &Path, target: &Path, access: Access) -> io::Res
     }
     // noinit_itable: the image is sparse, so its inode tables are zero already; the kernel's lazy
     // zeroing would only make noise. discard: deleted files give their blocks back to the host.
+    let options = c"noinit_itable,discard";
+    mount(&device.path, target, "ext4", flags, options)
+        .map_err(|error| DamagedDisk::instead_of(image, error.into()))
+    // The device goes when the mount goes: `device` is dropped here, and it is set to autoclear.
+}
+
+/// Mounts what is left of a disk image at `target`, which must exist: nothing is written, no journal
+/// replayed, and errors on the disk are errors of what is read. `copy` is where a copy of the
+/// superblock is, in KiB.
+pub(super) fn mount_damaged(image: &Path, target: &Path, copy: Option<u64>) -> io::Result<()> {
+    let device = loopdev::attach(image, Access::Sealed)?;
+    let mut options = String::from("noload,errors=continue");
+    if let Some(copy) = copy {
+        options.push_str(&format!(",sb={copy}"));
+    }
+    let options = CString::new(options)?;
+    let path = &device.path;
+    mount(path, target, "ext4", to_read(), options.as_c_str())
+        .map_err(|error| DamagedDisk::instead_of(image, error.into()))
+}
+
+/// Mounts `layers` (topmost first) at `target` to be read, nothing of which is to be run.
+pub(super) fn mount_overlay_to_read(layers: &[PathBuf], target: &Path) -> io::Result<()> {
+    let mut options = lower(layers);
+    // xino off: to number the entries of a directory it looks at each of them, and one that cannot be
+    // read would cost the whole list.
+    options.extend_from_slice(b",redirect_dir=follow,xino=off,index=off,metacopy=off");
+    let options = one_page(options, layers)?;
     mount(
-        &device.path,
+        c"overlay",
         target,
-        "ext4",
-        flags,
-        c"noinit_itable,discard",
+        c"overlay",
+        to_read(),
+        options.as_c_str(),
     )?;
     Ok(())
-    // The device goes when the mount goes: `device` is dropped here, and it is set to autoclear.
+}
+
+fn to_read() -> MountFlags {
+    MountFlags::RDONLY
+        | MountFlags::NOATIME
+        | MountFlags::NODEV
+        | MountFlags::NOSUID
+        | MountFlags::NOEXEC
+}
+
+/// A disk whose file system the kernel does not mount, or not read.
+#[derive(Debug, thiserror::Error)]
+#[error("the file system in {image} is damaged: {source}")]
+pub(super) struct DamagedDisk {
+    image: PathBuf,
+    source: io::Error,
+}
+
+impl DamagedDisk {
+    /// In place of an error that says it of the disk; any other error stays what it is.
+    fn instead_of(image: &Path, source: io::Error) -> io::Error {
+        let says_so = [libc::EUCLEAN, libc::EBADMSG, libc::EIO, libc::EINVAL];
+        let code = source.raw_os_error();
+        if !code.is_some_and(|code| says_so.contains(&code)) {
+            return source;
+        }
+        let image = image.to_owned();
+        io::Error::new(io::ErrorKind::InvalidData, Self { image, source })
+    }
+
+    /// Whether an error is one of these, or can come from nothing else.
+    pub(super) fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+            || [libc::EUCLEAN, libc::EBADMSG, libc::EIO]
+                .map(Some)
+                .contains(&error.raw_os_error())
+    }
 }
 
 /// Mounts `layers` (topmost first) with a writable `upper` over them at `target`.
@@ -55,13 +119,7 @@ pub(super) fn mount_overlay(
     work: &Path,
     target: &Path,
 ) -> io::Result<()> {
-    let mut options = Vec::from(&b"lowerdir="[..]);
-    for (position, layer) in layers.iter().enumerate() {
-        if position > 0 {
-            options.push(b':');
-        }
-        escape(layer, &mut options);
-    }
+    let mut options = lower(layers);
     options.extend_from_slice(b",upperdir=");
     escape(upper, &mut options);
     options.extend_from_slice(b",workdir=");
@@ -70,17 +128,30 @@ pub(super) fn mount_overlay(
     // off, whatever the kernel's default: layers get stacked and copied, and file handles or
     // data-less copies in an upper would not survive that.
     options.extend_from_slice(b",redirect_dir=on,xino=auto,index=off,metacopy=off");
-    if options.len() > OPTIONS_LIMIT {
-        return Err(io::Error::other(format!(
-            "{} layers are too many to mount",
-            layers.len()
-        )));
-    }
-    let options = CString::new(options)?;
+    let options = one_page(options, layers)?;
     // Devices are never opened from the host's side: the guest's own are emulated.
     let flags = MountFlags::NOATIME | MountFlags::NODEV;
     mount(c"overlay", target, c"overlay", flags, options.as_c_str())?;
     Ok(())
+}
+
+fn lower(layers: &[PathBuf]) -> Vec<u8> {
+    let mut options = Vec::from(&b"lowerdir="[..]);
+    for (position, layer) in layers.iter().enumerate() {
+        if position > 0 {
+            options.push(b':');
+        }
+        escape(layer, &mut options);
+    }
+    options
+}
+
+fn one_page(options: Vec<u8>, layers: &[PathBuf]) -> io::Result<CString> {
+    if options.len() > OPTIONS_LIMIT {
+        let problem = format!("{} layers are too many to mount", layers.len());
+        return Err(io::Error::other(problem));
+    }
+    Ok(CString::new(options)?)
 }
 
 /// Overlayfs splits its options at commas and layers at colons.

@@ -98,7 +98,10 @@ fn of_sandbox(error: &SandboxError) -> (StatusCode, Retry) {
         SandboxError::SnapshotOfAnother(_) | SandboxError::SnapshotInUse { .. } => {
             (StatusCode::BAD_REQUEST, Retry::Unsaid)
         }
-        SandboxError::ForkOfPaused(_) => (StatusCode::CONFLICT, Retry::Unsaid),
+        SandboxError::ForkOfPaused(_)
+        | SandboxError::NameTaken(_)
+        | SandboxError::SnapshotBusy(_)
+        | SandboxError::NotPaused(_) => (StatusCode::CONFLICT, Retry::Unsaid),
         // To upstream's timeout, refresh, network and snapshot calls a paused sandbox does not exist.
         SandboxError::Paused(_) => (StatusCode::NOT_FOUND, Retry::Unsaid),
         SandboxError::AlreadyPaused(_)
@@ -122,14 +125,17 @@ fn of_pause(error: &SandboxError) -> (StatusCode, Retry) {
         SandboxError::BeingKilled(_) => (StatusCode::NOT_FOUND, Retry::Unsaid),
         SandboxError::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, Retry::After(1)),
         // No answer to a pause; if it ever were, it must not read as "already paused".
-        SandboxError::AlreadyRunning(_) => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Unsaid),
+        SandboxError::AlreadyRunning(_)
+        | SandboxError::NameTaken(_)
+        | SandboxError::SnapshotBusy(_)
+        | SandboxError::NotPaused(_)
+        | SandboxError::ForkOfPaused(_) => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Unsaid),
         SandboxError::NotFound(_)
         | SandboxError::Paused(_)
         | SandboxError::TemplateNotFound(_)
         | SandboxError::SnapshotNotFound(_)
         | SandboxError::SnapshotOfAnother(_)
         | SandboxError::SnapshotInUse { .. }
-        | SandboxError::ForkOfPaused(_)
         | SandboxError::TimeoutTooLong { .. }
         | SandboxError::TooMany(_)
         | SandboxError::NoSpace(_)
@@ -214,6 +220,12 @@ mod tests {
             SandboxError::Busy(id.clone()),
             SandboxError::BeingKilled(id),
             SandboxError::TemplateNotFound("base".into()),
+            SandboxError::SnapshotNotFound("a".into()),
+            SandboxError::SnapshotOfAnother("a".into()),
+            SandboxError::SnapshotBusy("a".into()),
+            SandboxError::NameTaken("a".into()),
+            SandboxError::NotPaused(SandboxId::parse("i1").unwrap()),
+            SandboxError::ForkOfPaused(SandboxId::parse("i1").unwrap()),
             SandboxError::TimeoutTooLong { asked: 2, most: 1 },
             SandboxError::TooMany(20),
             SandboxError::NoSpace("1 MiB left".into()),

@@ -11,6 +11,7 @@ pub mod auth;
 mod cors;
 mod create_request;
 pub mod error;
+mod events;
 mod extract;
 mod handlers;
 mod history;

@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{handlers, history, snapshots, transfers};
+use super::{events, handlers, history, snapshots, transfers};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -43,6 +43,8 @@ use super::{handlers, history, snapshots, transfers};
         history::metrics_of_many,
         history::logs,
         history::logs_v2,
+        events::of_all,
+        events::of_one,
     ),
     security(("apiKey" = []), ("bearer" = [])),
     modifiers(&Security),

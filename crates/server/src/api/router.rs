@@ -9,7 +9,7 @@ use axum::routing::{MethodFilter, delete, get, on, post};
 use http::header::CONTENT_TYPE;
 use tower::ServiceExt;
 
-use super::{ApiError, HttpState, cors, handlers, history, openapi, snapshots, transfers};
+use super::{ApiError, HttpState, cors, events, handlers, history, openapi, snapshots, transfers};
 
 /// Operations that upstream has and this server has not; docs/api.md tells more. Any other unknown
 /// path is not upstream's either.
@@ -159,6 +159,8 @@ fn routes() -> Router<HttpState> {
         .route("/sandboxes/{sandboxID}/metrics", get(history::metrics))
         .route("/sandboxes/{sandboxID}/logs", get(history::logs))
         .route("/v2/sandboxes/{sandboxID}/logs", get(history::logs_v2))
+        .route("/events/sandboxes", get(events::of_all))
+        .route("/events/sandboxes/{sandboxID}", get(events::of_one))
 }
 
 fn not_implemented(mut router: Router<HttpState>) -> Router<HttpState> {

@@ -33,7 +33,7 @@ const MOST_FORKS: i32 = 100;
         (status = 400, description = "Malformed name", body = ErrorBody),
         (status = 401, description = "No valid API key", body = ErrorBody),
         (status = 404, description = "No such sandbox", body = ErrorBody),
-        (status = 409, description = "It is changing its state", body = ErrorBody),
+        (status = 409, description = "It is changing its state, or the name is that of a template or the id of a snapshot", body = ErrorBody),
         (status = 500, description = "It failed; the sandbox is as before", body = ErrorBody),
         (status = 507, description = "The host's disk is full; the sandbox is as before", body = ErrorBody),
     ))]
@@ -95,7 +95,7 @@ pub(super) async fn list(
 /// Delete a snapshot
 ///
 /// By its id or its name; all tags of a name go. Refused as long as a sandbox exists that was
-/// created from it. Templates are not deleted.
+/// created from it, and while something is being made from it. Templates are not deleted.
 #[utoipa::path(delete, path = "/templates/{templateID}", tag = "snapshots",
     params(("templateID" = String, Path)),
     responses(
@@ -103,6 +103,7 @@ pub(super) async fn list(
         (status = 400, description = "A sandbox was created from it", body = ErrorBody),
         (status = 401, description = "No valid API key", body = ErrorBody),
         (status = 404, description = "No such snapshot", body = ErrorBody),
+        (status = 409, description = "Something is being made from it at this moment", body = ErrorBody),
         (status = 500, description = "It could not be removed", body = ErrorBody),
     ))]
 pub(super) async fn delete(

@@ -16,9 +16,8 @@ use utoipa::ToSchema;
 
 use super::extract::Id;
 use super::{ApiError, HttpState, query, view};
-use crate::sandbox::SandboxError;
 use crate::snapshots::SnapshotName;
-use crate::transfer::{Compression, Exported, ImportRequest, TransferError};
+use crate::transfer::{Compression, ImportRequest, TransferError};
 
 /// A client that sends nothing of its file for so long has gone.
 const STALLED: Duration = Duration::from_secs(60);
@@ -41,6 +40,7 @@ pub(super) struct ExportFile(#[expect(dead_code, reason = "only its schema is us
         ("snapshotID" = String, Path, description = "Its id or its name"),
         ("compression" = Option<String>, Query, description = "`zstd` (default) or `none`"),
         ("memory" = Option<bool>, Query, description = "False leaves memory out. Default: true"),
+        ("files" = Option<String>, Query, description = "`readable`: a plain archive of the files alone, as far as they can be read, for a disk that is damaged; `missing.json` at its end names the rest"),
     ),
     responses(
         (status = 200, description = "The file", body = ExportFile, content_type = "application/octet-stream"),
@@ -55,13 +55,16 @@ pub(super) async fn export_snapshot(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let compression = compression(query.clone())?;
+    if only_readable(query.clone())? {
+        let sandboxes = &state.sandboxes;
+        let (files, never) = sandboxes.readable_files_of_snapshot(&reference).await?;
+        let name = reference.replace(['/', ':'], "-");
+        return Ok(file(files.stream(compression, never), compression, &name));
+    }
     let memory = memory(query)?;
-    let snapshot = state.sandboxes.snapshots().find(&reference);
-    let unknown = || SandboxError::SnapshotNotFound(reference);
-    let snapshot = snapshot.ok_or_else(unknown)?;
-    let name = snapshot.id.to_string();
-    let exported = state.sandboxes.transfers().export(snapshot, memory).await?;
-    Ok(file(exported, compression, &name))
+    let exported = state.sandboxes.export_snapshot(&reference, memory).await?;
+    let name = exported.snapshot().to_string();
+    Ok(file(exported.stream(compression), compression, &name))
 }
 
 /// Export a sandbox
@@ -73,13 +76,14 @@ pub(super) async fn export_snapshot(
         ("sandboxID" = String, Path),
         ("compression" = Option<String>, Query, description = "`zstd` (default) or `none`"),
         ("memory" = Option<bool>, Query, description = "False leaves memory out. Default: true"),
+        ("files" = Option<String>, Query, description = "`readable`: a plain archive of the files alone, as far as they can be read, for a disk that is damaged; `missing.json` at its end names the rest"),
     ),
     responses(
         (status = 200, description = "The file", body = ExportFile, content_type = "application/octet-stream"),
         (status = 400, description = "Malformed", body = ErrorBody),
         (status = 401, description = "No valid API key", body = ErrorBody),
         (status = 404, description = "No such sandbox", body = ErrorBody),
-        (status = 409, description = "It is changing its state", body = ErrorBody),
+        (status = 409, description = "It is changing its state; for `files=readable`, it is not paused", body = ErrorBody),
         (status = 500, description = "It failed; the sandbox is as before", body = ErrorBody),
         (status = 507, description = "The host's disk is full; the sandbox is as before", body = ErrorBody),
     ))]
@@ -89,9 +93,14 @@ pub(super) async fn export_sandbox(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let compression = compression(query.clone())?;
+    if only_readable(query.clone())? {
+        let (files, changed) = state.sandboxes.readable_files(&id).await?;
+        let content = files.stream(compression, changed);
+        return Ok(file(content, compression, id.as_str()));
+    }
     let memory = memory(query)?;
     let exported = state.sandboxes.export(&id, memory).await?;
-    Ok(file(exported, compression, id.as_str()))
+    Ok(file(exported.stream(compression), compression, id.as_str()))
 }
 
 /// Import a snapshot
@@ -112,6 +121,7 @@ pub(super) async fn export_sandbox(
         (status = 201, description = "The snapshot is durable", body = SnapshotInfo),
         (status = 400, description = "Malformed name, or a file that is refused", body = ErrorBody),
         (status = 401, description = "No valid API key", body = ErrorBody),
+        (status = 409, description = "The name is that of a template or the id of a snapshot", body = ErrorBody),
         (status = 500, description = "It could not be stored", body = ErrorBody),
         (status = 507, description = "The host's disk is full", body = ErrorBody),
     ))]
@@ -125,6 +135,9 @@ pub(super) async fn import(
     let name = name.as_deref().filter(|name| !name.is_empty());
     let name = name.map(SnapshotName::parse).transpose();
     let name = name.map_err(|error| ApiError::Validation(error.to_string()))?;
+    if let Some(name) = &name {
+        state.sandboxes.check_name(name)?;
+    }
     let mut chunks = pin!(chunks(body).fuse());
     let transfers = state.sandboxes.transfers();
     let request = ImportRequest {
@@ -188,17 +201,29 @@ fn parameter(query: Option<String>, wanted: &str) -> Result<Option<String>, ApiE
     Ok(values.next().map(|(_, value)| value))
 }
 
-fn file(exported: Exported, compression: Compression, name: &str) -> Response {
+fn only_readable(query: Option<String>) -> Result<bool, ApiError> {
+    match parameter(query, "files")?.as_deref() {
+        None => Ok(false),
+        Some("readable") => Ok(true),
+        Some(_) => Err(ApiError::Validation("files must be readable".to_owned())),
+    }
+}
+
+fn file(
+    content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    compression: Compression,
+    name: &str,
+) -> Response {
     let (kind, extension) = match compression {
         Compression::Zstd => ("application/zstd", "tar.zst"),
         Compression::None => ("application/x-tar", "tar"),
     };
-    let mut response = Response::new(Body::from_stream(exported.stream(compression)));
+    let mut response = Response::new(Body::from_stream(content));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     let disposition = format!("attachment; filename=\"{name}.sandbase.{extension}\"");
     let disposition = HeaderValue::try_from(disposition);
-    let disposition = disposition.expect("ids are letters and digits");
+    let disposition = disposition.expect("names of what was found are letters and digits");
     headers.insert(CONTENT_DISPOSITION, disposition);
     response
 }

@@ -101,10 +101,14 @@ pub(super) fn update(connection: &Connection, record: &Record) -> Result<(), DbE
 /// Whether this very generation is there already: an earlier try may have worked and been told as
 /// failed.
 fn is_stored(connection: &Connection, record: &Record) -> Result<bool, DbError> {
-    let state = encode(record, &record.state)?;
+    let (state, disks) = (
+        encode(record, &record.state)?,
+        encode(record, &record.disks)?,
+    );
     let found = connection.query_row(
-        "SELECT count(*) FROM sandboxes WHERE id = ?1 AND generation = ?2 AND state = ?3",
-        params![record.id.as_str(), record.generation, state],
+        "SELECT count(*) FROM sandboxes
+         WHERE id = ?1 AND generation = ?2 AND state = ?3 AND disks = ?4",
+        params![record.id.as_str(), record.generation, state, disks],
         |row| row.get::<_, i64>(0),
     )?;
     Ok(found == 1)

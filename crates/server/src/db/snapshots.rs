@@ -55,6 +55,19 @@ impl Db {
         .await
     }
 
+    /// Whether callers see this snapshot.
+    pub async fn is_snapshot_listed(&self, id: SnapshotId) -> Result<bool, DbError> {
+        self.run(move |connection| {
+            let found = connection.query_row(
+                "SELECT count(*) FROM snapshots WHERE id = ?1 AND usage = 'listed'",
+                [id.as_str()],
+                |row| row.get::<_, i64>(0),
+            )?;
+            Ok(found == 1)
+        })
+        .await
+    }
+
     /// From now on the snapshot is nobody's to use; its files can go.
     pub async fn mark_snapshot_deleting(&self, id: SnapshotId) -> Result<(), DbError> {
         self.run(move |connection| {

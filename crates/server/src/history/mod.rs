@@ -1,15 +1,18 @@
-//! What sandboxes used and did: samples of their resource use, and the logs of their agents.
+//! What sandboxes used and did: samples of their resource use, the logs of their agents, and the
+//! events of their lifecycle.
 //!
 //! ```text
 //! every 5 s ── engine::usage ──► samples ─┐
-//!                                         ├─► history.db ─► api
-//! agent's log, as it grows ───► entries ──┘
+//! agent's log, as it grows ───► entries ──┼─► history.db ─► api
+//! journal, when it was written ─► events ─┘
 //! ```
 //!
-//! Usage is read from outside and the log is waited for, so that an idle guest is not woken up. It is
-//! kept while the sandbox exists, in a database of its own: losing it harms nothing, so it is not
-//! worth a sync to disk for each sample.
+//! Usage is read from outside and the log is waited for, so that an idle guest is not woken up. Both
+//! are kept while the sandbox exists; events stay for some days after its end, which is when people
+//! ask for them. It is a database of its own: losing it harms nothing, so it is not worth a sync to
+//! disk for each sample.
 
+mod events;
 mod logs;
 mod metrics;
 mod recorder;
@@ -21,8 +24,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::sandbox::SandboxId;
+use crate::sandbox::{Events, SandboxId};
 
+pub use events::{EventQuery, StoredEvent};
 pub use logs::{Direction, Level, LogEntry, LogQuery};
 pub use metrics::Sample;
 pub use recorder::record;
@@ -56,17 +60,29 @@ CREATE TABLE IF NOT EXISTS log_positions (
     boot    TEXT    NOT NULL,
     number  INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS events (
+    number    INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, -- their order
+    id        TEXT    NOT NULL,
+    sandbox   TEXT    NOT NULL,
+    at        INTEGER NOT NULL, -- nanoseconds since the epoch
+    kind      TEXT    NOT NULL,
+    execution TEXT,
+    template  TEXT    NOT NULL,
+    data      TEXT    NOT NULL  -- a JSON object
+) STRICT;
+CREATE INDEX IF NOT EXISTS events_of_sandbox ON events (sandbox, number);
 ";
 
 /// A failed use of the history.
 #[derive(Debug, thiserror::Error)]
-#[error("use the database of metrics and logs")]
+#[error("use the database of metrics, logs and events")]
 pub struct HistoryError(#[from] rusqlite::Error);
 
 /// The open history. Cheap to clone.
 #[derive(Clone)]
 pub struct History {
     connection: Arc<Mutex<Connection>>,
+    events: Events,
 }
 
 impl History {
@@ -95,6 +111,7 @@ impl History {
         };
         Ok(Self {
             connection: Arc::new(Mutex::new(connection)),
+            events: Events::default(),
         })
     }
 

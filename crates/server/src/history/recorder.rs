@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{INTERVAL, Sample};
-use super::{History, HistoryError};
+use super::{History, HistoryError, events};
 use crate::guest::{Guest, GuestError};
 use crate::sandbox::{PublicState, Route, SandboxId, SandboxView, Sandboxes};
 
@@ -24,6 +24,14 @@ const THIN_OUT: Duration = Duration::from_secs(600);
 
 /// Records until `stop`.
 pub async fn record(sandboxes: Arc<Sandboxes>, history: History, stop: CancellationToken) {
+    let events = history.clone();
+    tokio::join!(
+        record_use(sandboxes, history, &stop),
+        events::keep(&events, &stop)
+    );
+}
+
+async fn record_use(sandboxes: Arc<Sandboxes>, history: History, stop: &CancellationToken) {
     let mut recorder = Recorder {
         known: history.known().await.unwrap_or_default(),
         sandboxes,
@@ -112,6 +120,7 @@ impl Recorder {
     /// Deletes what is old, and what a write that was cut off left of a sandbox that is gone.
     async fn clean(&mut self) -> Result<(), HistoryError> {
         self.history.thin_out(now()).await?;
+        self.history.thin_out_events().await?;
         self.known.extend(self.history.known().await?);
         self.follow_changes().await
     }

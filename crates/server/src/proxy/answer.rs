@@ -99,6 +99,9 @@ fn resume_failed(error: &SandboxError, target: &Target, browser: ForBrowser) -> 
         SandboxError::Busy(_)
         | SandboxError::AlreadyPaused(_)
         | SandboxError::AlreadyRunning(_)
+        | SandboxError::NameTaken(_)
+        | SandboxError::SnapshotBusy(_)
+        | SandboxError::NotPaused(_)
         | SandboxError::ForkOfPaused(_) => StatusCode::CONFLICT,
         SandboxError::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
         SandboxError::TimeoutTooLong { .. }

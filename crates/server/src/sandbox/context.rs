@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::{Engine, ExecutionId, ExecutionSpec};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use super::event::Events;
 use super::files::SandboxFiles;
 use super::warm::Warm;
 use super::{Faults, HookSettings, Record, WarmSettings};
@@ -57,6 +58,10 @@ pub(super) struct Context {
     pub(super) starting: Arc<AtomicUsize>,
     /// Told whenever a sandbox changes or goes.
     pub(super) changes: watch::Sender<()>,
+    /// Told what happened, for the history.
+    pub(super) events: Events,
+    /// The server is going down: who pauses sandboxes now is the server.
+    pub(super) stopping: AtomicBool,
 }
 
 /// A create or resume under way, until this is dropped.

@@ -8,17 +8,17 @@ use engine::{BuildId, ExecutionId, StartFrom};
 use super::context::Context;
 use super::faults::Step;
 use super::resume::Start;
-use super::state::{Outcome, Saved, StartPoint};
+use super::state::{DiskReason, Outcome, Saved, StartPoint};
 use super::transition::{Cause, Ended, blocking, destroy};
-use super::{Record, Timings, launch, resume};
-use crate::snapshots::Snapshot;
+use super::{Record, Timings, launch, resume, rollback};
+use crate::snapshots::Lease;
 use crate::template::Template;
 
 /// What a sandbox is made from.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
     Template(Arc<Template>),
-    Snapshot(Arc<Snapshot>),
+    Snapshot(Lease),
 }
 
 /// Makes the sandbox of a record in state `Creating`.
@@ -29,11 +29,8 @@ pub(super) async fn create(
     execution: ExecutionId,
 ) -> Ended {
     let _starting = context.starting();
-    let made = async {
-        let timings = start(&context, &record, &origin, &execution).await?;
-        greet(&context, &record, &execution, timings).await
-    };
-    ended(&context, &record, &execution, made.await).await
+    let made = make(&context, &record, origin, &execution).await;
+    ended(&context, &record, &execution, made).await
 }
 
 /// Makes the sandbox of a record in state `Creating` from one that was started ahead of time. The
@@ -50,7 +47,7 @@ pub(super) async fn adopt(context: Arc<Context>, record: Record, execution: Exec
         };
         let greeted = greet(&context, &record, &execution, Timings::default());
         let (timings, ()) = tokio::try_join!(greeted, assigned)?;
-        Ok(timings)
+        Ok((timings, None))
     };
     ended(&context, &record, &execution, made.await).await
 }
@@ -59,11 +56,12 @@ async fn ended(
     context: &Context,
     record: &Record,
     execution: &ExecutionId,
-    made: Result<Timings, Cause>,
+    made: Result<(Timings, Option<String>), Cause>,
 ) -> Ended {
     match made {
-        Ok(timings) => Ended {
+        Ok((timings, memory_lost)) => Ended {
             timings,
+            memory_lost,
             ..Ended::done()
         },
         Err(cause) => {
@@ -73,13 +71,29 @@ async fn ended(
     }
 }
 
-/// Starts an execution that nobody has greeted. A failure leaves things to be deleted.
-pub(super) async fn start(
+/// Answers also why it was booted although there is a memory image, if it was.
+async fn make(
     context: &Arc<Context>,
     record: &Record,
-    origin: &Origin,
+    origin: Origin,
     execution: &ExecutionId,
-) -> Result<Timings, Cause> {
+) -> Result<(Timings, Option<String>), Cause> {
+    match origin {
+        Origin::Template(template) => {
+            let timings = start(context, record, &template, execution).await?;
+            let timings = greet(context, record, execution, timings).await?;
+            Ok((timings, None))
+        }
+        Origin::Snapshot(snapshot) => {
+            make_directory(context, record).await?;
+            let made = from_snapshot(context, record, snapshot, execution).await?;
+            context.faults.reach(Step::CreatePublish).await?;
+            Ok(made)
+        }
+    }
+}
+
+async fn make_directory(context: &Context, record: &Record) -> Result<(), Cause> {
     let files = context.files(record);
     context.check_free_space(0).map_err(Cause::NoSpace)?;
     context.faults.reach(Step::CreateDirectory).await?;
@@ -91,18 +105,17 @@ pub(super) async fn start(
             source,
         })?;
     files.disks().create().await?;
-    match origin {
-        Origin::Template(template) => from_template(context, record, template, execution).await,
-        Origin::Snapshot(snapshot) => from_snapshot(context, record, snapshot, execution).await,
-    }
+    Ok(())
 }
 
-async fn from_template(
+/// Starts an execution of a template that nobody has greeted. A failure leaves things to be deleted.
+pub(super) async fn start(
     context: &Context,
     record: &Record,
     template: &Template,
     execution: &ExecutionId,
 ) -> Result<Timings, Cause> {
+    make_directory(context, record).await?;
     let mut timings = Timings::default();
     let disk = context.own_disk(record);
     context.faults.reach(Step::CreateDisk).await?;
@@ -146,31 +159,45 @@ async fn greet(
 }
 
 /// Its own names of all that the snapshot has, then a resume: from there on it depends on nobody.
+/// Memory that cannot be used does not cost the files, as for a paused sandbox.
 async fn from_snapshot(
     context: &Arc<Context>,
     record: &Record,
-    snapshot: &Snapshot,
+    snapshot: Lease,
     execution: &ExecutionId,
-) -> Result<Timings, Cause> {
+) -> Result<(Timings, Option<String>), Cause> {
     context.faults.reach(Step::CreateDisk).await?;
-    let saved = super::rollback::take_over(context, record, snapshot, &record.disks).await?;
+    rollback::take_over_disks(context, record, &snapshot, &record.disks).await?;
+    let (saved, mut memory_lost) =
+        match rollback::take_over_memory(context, record, &snapshot).await {
+            Ok(saved) => (saved, None),
+            Err(cause) => match resume::unusable_image(&cause) {
+                Some(why) if context.settings.boot_without_memory => {
+                    let reason = DiskReason::Asked;
+                    (Saved::Disk { reason }, Some(why))
+                }
+                Some(_) | None => return Err(cause),
+            },
+        };
+    drop(snapshot);
     context.faults.reach(Step::CreateStart).await?;
+    let resume = |from| {
+        let (context, record) = (Arc::clone(context), record.clone());
+        let execution = execution.clone();
+        resume::resume(context, record, execution, saved.clone(), from, Start::New)
+    };
     let from = match saved {
         Saved::Memory { .. } => StartPoint::Memory,
         Saved::Disk { .. } => StartPoint::Disk,
     };
-    let (context, copy, execution) = (Arc::clone(context), record.clone(), execution.clone());
-    let started = resume::resume(
-        Arc::clone(&context),
-        copy,
-        execution,
-        saved,
-        from,
-        Start::New,
-    )
-    .await;
+    let mut started = resume(from).await;
+    if let Outcome::MemoryUnusable(why) = started.outcome {
+        memory_lost = Some(why);
+        started = resume(StartPoint::Disk).await;
+    }
+    context.faults.reach(Step::CreateAgent).await?;
     match started.cause {
-        None if started.outcome == Outcome::Done => Ok(started.timings),
+        None if started.outcome == Outcome::Done => Ok((started.timings, memory_lost)),
         None => Err(Cause::Exited),
         Some(cause) => Err(cause),
     }

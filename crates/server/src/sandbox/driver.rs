@@ -23,10 +23,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
+use super::event::Why;
 use super::registry::{Connected, Live};
 use super::resume::Start;
 use super::state::{
-    self, Command, Decision, FreshNames, Outcome, RollbackTarget, StartPoint, State, Transition,
+    self, Command, Decision, FreshNames, Outcome, Refusal, RollbackTarget, StartPoint, State,
+    Transition,
 };
 use super::transition::{Cause, Ended, blocking, destroy};
 use super::{Record, ResumeFrom, SandboxError, Timings, rollback};
@@ -64,6 +66,8 @@ pub(super) struct Driver {
     /// Resolves when the live execution dies.
     exit: Option<(ExecutionId, BoxFuture<'static, ExitReason>)>,
     expiry_not_before: Option<OffsetDateTime>,
+    /// Why the transition in flight was begun.
+    why: Why,
 }
 
 impl Driver {
@@ -101,6 +105,7 @@ impl Driver {
             releasing: None,
             exit: None,
             expiry_not_before: None,
+            why: Why::Request,
         };
         (driver, watched)
     }
@@ -113,6 +118,7 @@ impl Driver {
     /// The work the driver was made with is the end of something a crash interrupted.
     pub(super) fn recovering(&mut self) {
         self.recovering = self.work.is_some();
+        self.why = Why::Unknown;
     }
 
     /// Runs until the sandbox is gone or the server stops.
@@ -166,6 +172,9 @@ impl Driver {
             }
             Decision::Begin(transition) => self.begin(transition, Some(message)).await,
             Decision::Join if self.recovering => self.waiting.push_back(message),
+            Decision::Join if self.starts_otherwise(&message.request) => {
+                self.answer(message, Err(self.refused(Refusal::Busy)));
+            }
             Decision::Join => self.joined.push(message),
             Decision::Wait => self.waiting.push_back(message),
             Decision::AlreadySo => self.change_deadline(message).await,
@@ -221,6 +230,10 @@ impl Driver {
             tracing::error!(sandbox.id = %self.record.id, ?transition, state = self.record.state.name(), "a transition does not begin in this state");
             return;
         };
+        self.why = match &cause {
+            Some(_) => Why::Request,
+            None => Why::Timeout,
+        };
         let mut record = self.record.clone();
         record.state = next;
         (self.timings, self.still_since) = (Timings::default(), None);
@@ -267,6 +280,7 @@ impl Driver {
             disks,
             snapshot,
             agent_silent,
+            memory_lost,
             timings,
             still_since,
         } = ended;
@@ -276,23 +290,21 @@ impl Driver {
         if !matches!(outcome, Outcome::MemoryUnusable(_)) {
             self.cause = self.cause.take().or(cause);
         }
-        let mut committed = false;
         if let Some(disks) = disks {
-            match self.commit(&outcome, disks, snapshot).await {
-                Ok(()) => committed = true,
-                Err(error) => {
-                    self.cause = Some(error);
-                    outcome = Outcome::Undone;
-                }
+            if let Err(error) = self.commit(&outcome, disks, snapshot).await {
+                self.cause = Some(error);
+                outcome = Outcome::Undone;
             }
-        }
-        if !committed {
+        } else {
             let Some(mut record) = self.record_after(&outcome) else {
                 self.leave(&outcome).await;
                 return None;
             };
             if matches!(self.record.state, State::Pausing { .. }) {
                 record.run.agent_silent = agent_silent;
+            }
+            if memory_lost.is_some() {
+                record.run.memory_lost = memory_lost;
             }
             self.journal_end(record).await;
         }

@@ -42,6 +42,15 @@ pub enum SandboxError {
         /// One of the sandboxes.
         sandbox: SandboxId,
     },
+    /// A name for a snapshot that means something else already.
+    #[error("'{0}' is the name of a template or the id of a snapshot; choose another")]
+    NameTaken(String),
+    /// Deletion of a snapshot at the moment in which something is made from it.
+    #[error("snapshot '{0}' is being used at this moment; try again when that is done")]
+    SnapshotBusy(String),
+    /// Reading the files of a sandbox that may write to them.
+    #[error("Sandbox \"{0}\" is running; pause it first")]
+    NotPaused(SandboxId),
     /// Fork of a paused one.
     #[error("Sandbox \"{0}\" is paused; resume it before forking it")]
     ForkOfPaused(SandboxId),

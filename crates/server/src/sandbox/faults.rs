@@ -46,10 +46,15 @@ pub enum Step {
     SnapshotFinish,
     /// snapshot: complete; before its row is written, which commits it.
     SnapshotCommit,
+    /// snapshot: its row is written; before anybody knows. A failure here stands for a commit that
+    /// happened and was told as failed.
+    SnapshotCommitted,
     /// rollback: after the journal entry, before anything is linked.
     RollbackLink,
     /// rollback: all is there; before the journal entry that commits it.
     RollbackCommit,
+    /// rollback: its entry is written; before anybody knows, as for a snapshot.
+    RollbackCommitted,
     /// rollback: committed; before the execution of before is destroyed.
     RollbackDestroy,
     /// rollback: before the files of before are deleted.
@@ -60,11 +65,23 @@ pub enum Step {
     KillFiles,
     /// kill: before the record is deleted.
     KillForget,
+    /// import: before anything is read.
+    ImportRead,
+    /// import: read and verified; before new layers and the engine build get their names.
+    ImportPublish,
+    /// import: before the row that makes a next start remove what there is.
+    ImportAnnounce,
+    /// import: before its directory gets its name.
+    ImportFinish,
+    /// import: complete; before the row says that it is listed, which commits it.
+    ImportCommit,
+    /// import: listed; before anybody knows, as for a snapshot.
+    ImportCommitted,
 }
 
 impl Step {
     /// Every step.
-    pub const ALL: [Step; 27] = [
+    pub const ALL: [Step; 35] = [
         Step::CreateDirectory,
         Step::CreateDisk,
         Step::CreateStart,
@@ -85,13 +102,21 @@ impl Step {
         Step::SnapshotDisk,
         Step::SnapshotFinish,
         Step::SnapshotCommit,
+        Step::SnapshotCommitted,
         Step::RollbackLink,
         Step::RollbackCommit,
+        Step::RollbackCommitted,
         Step::RollbackDestroy,
         Step::RollbackSweep,
         Step::KillDestroy,
         Step::KillFiles,
         Step::KillForget,
+        Step::ImportRead,
+        Step::ImportPublish,
+        Step::ImportAnnounce,
+        Step::ImportFinish,
+        Step::ImportCommit,
+        Step::ImportCommitted,
     ];
 }
 

@@ -13,7 +13,7 @@ use engine::ExecutionId;
 use tokio::sync::Notify;
 
 use super::context::Context;
-use super::create::{self, Origin};
+use super::create;
 use super::memory::host_memory;
 use super::state::State;
 use super::{Disks, Lifecycle, OnTimeout, Record, Run, SandboxId, SandboxSpec, kill};
@@ -155,8 +155,7 @@ impl Pool {
             tracing::warn!(%error, "no sandbox is prepared: the journal cannot be written");
             return Err(());
         }
-        let origin = Origin::Template(Arc::clone(&self.template));
-        match create::start(context, &record, &origin, &execution).await {
+        match create::start(context, &record, &self.template, &execution).await {
             Ok(_) => Ok(Prepared { record, execution }),
             Err(error) => {
                 tracing::warn!(%error, "a sandbox could not be prepared");

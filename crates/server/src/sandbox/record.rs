@@ -131,7 +131,11 @@ impl Record {
             template_id: self.spec.template_id.clone(),
             alias: self.spec.alias.clone(),
             started_at: self.run.started_at,
-            end_at: self.run.end_at,
+            // Lists show a passed deadline from the begin of a pause on; one that fails has its own again.
+            end_at: match &self.state {
+                State::Pausing { .. } => self.run.end_at.min(OffsetDateTime::now_utc()),
+                _ => self.run.end_at,
+            },
             state,
             pause_mode,
             agent_silent: self.run.agent_silent && state == PublicState::Paused,

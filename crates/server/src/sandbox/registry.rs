@@ -8,6 +8,7 @@ mod snapshots;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use engine::Engine;
@@ -23,8 +24,8 @@ use super::pool::Pool;
 use super::state::State;
 use super::warm::Warm;
 use super::{
-    Faults, PauseRequest, PublicState, Record, ResumeFrom, SandboxError, SandboxId, SandboxView,
-    Settings, Timings,
+    Events, Faults, PauseRequest, PublicState, Record, ResumeFrom, SandboxError, SandboxId,
+    SandboxView, Settings, Timings,
 };
 use crate::db::{Db, DbError};
 use crate::snapshots::{SnapshotFiles, Snapshots};
@@ -60,6 +61,8 @@ pub struct Parts {
     pub settings: Settings,
     /// What sandboxes are made from.
     pub templates: Templates,
+    /// What is told of sandboxes.
+    pub events: Events,
     /// For tests; `Faults::default()` otherwise.
     pub faults: Faults,
     /// Owns all tasks.
@@ -79,7 +82,8 @@ impl Sandboxes {
     /// Takes over everything the journal and the host hold, then serves. Sandboxes whose
     /// transition a crash interrupted finish it in the background; requests about them wait.
     pub async fn open(parts: Parts) -> Result<Self, OpenError> {
-        let snapshots = Snapshots::open(parts.db.clone(), &parts.data_dir).await?;
+        let snapshots =
+            Snapshots::open(parts.db.clone(), &parts.data_dir, parts.tasks.clone()).await?;
         let layers = parts.templates.layers();
         let transfers = Transfers {
             engine: Arc::clone(&parts.engine),
@@ -90,6 +94,7 @@ impl Sandboxes {
             free_space_reserve: parts.settings.free_space_reserve,
             tasks: parts.tasks.clone(),
             publishing: Arc::default(),
+            faults: parts.faults.clone(),
         };
         let context = Arc::new(Context {
             warm: Warm::new(Arc::clone(&parts.engine), parts.settings.warm),
@@ -103,6 +108,8 @@ impl Sandboxes {
             packing: Semaphore::new(1),
             starting: Arc::default(),
             changes: watch::Sender::new(()),
+            events: parts.events,
+            stopping: AtomicBool::new(false),
         });
         let mut sandboxes = Self {
             context,
@@ -194,8 +201,10 @@ impl Sandboxes {
         self.ask(id, Request::Pause(request)).await.map(drop)
     }
 
-    /// Pauses every running sandbox. One whose pause fails goes on running, which is logged.
+    /// Pauses every running sandbox before the server goes down. One whose pause fails goes on
+    /// running, which is logged.
     pub async fn pause_all(&self) {
+        self.context.stopping.store(true, Ordering::Relaxed);
         let running = self.list().into_iter();
         let running = running.filter(|view| view.state == PublicState::Running);
         let request = PauseRequest {

@@ -366,13 +366,20 @@ async fn renew_missing_disk(context: &Context, record: &Record) -> Result<(), Fa
 fn unusable(failure: &Failure, retried: bool) -> Option<String> {
     let cause = &failure.cause;
     match cause {
+        Cause::Engine(EngineError::Failed { .. }) if retried && failure.guest_may_have_run => {
+            Some(format!("it could not be restored, twice: {cause}"))
+        }
+        cause => unusable_image(cause),
+    }
+}
+
+/// The same of what was found before the image was loaded.
+pub(super) fn unusable_image(cause: &Cause) -> Option<String> {
+    match cause {
         Cause::Image(
             ImageError::Missing(_) | ImageError::Newer { .. } | ImageError::Damaged { .. },
         )
         | Cause::BuildGone(_) => Some(cause.to_string()),
-        Cause::Engine(EngineError::Failed { .. }) if retried && failure.guest_may_have_run => {
-            Some(format!("it could not be restored, twice: {cause}"))
-        }
         Cause::Image(ImageError::Io { .. })
         | Cause::Engine(_)
         | Cause::NoSpace(_)

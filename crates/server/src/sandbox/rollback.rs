@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use engine::ExecutionId;
+use engine::{BuildId, ExecutionId};
 
 use super::Record;
 use super::context::Context;
@@ -13,7 +13,7 @@ use super::disks::{DiskId, Disks, MAX_SEALED};
 use super::faults::Step;
 use super::state::{DiskReason, Outcome, Saved};
 use super::transition::{Cause, Ended, blocking, destroy};
-use crate::snapshots::{Snapshot, SnapshotId};
+use crate::snapshots::{Lease, Snapshot, SnapshotId};
 
 /// The disks of something that is to stand on a snapshot.
 pub(super) fn disks_on(snapshot: &Snapshot) -> Disks {
@@ -44,14 +44,13 @@ pub(super) fn saved_in(snapshot: &Snapshot) -> Saved {
     }
 }
 
-/// Gives a sandbox names of its own for all that the snapshot has, and the disk to write to.
-/// Answers what it is started from.
-pub(super) async fn take_over(
+/// Gives a sandbox names of its own for the disks of the snapshot, and the disk to write to.
+pub(super) async fn take_over_disks(
     context: &Context,
     record: &Record,
     snapshot: &Snapshot,
     disks: &Disks,
-) -> Result<Saved, Cause> {
+) -> Result<(), Cause> {
     let (from, to) = (context.snapshots.files(&snapshot.id), context.files(record));
     let engine = context.engine.as_ref();
     from.disks()
@@ -66,15 +65,32 @@ pub(super) async fn take_over(
         }
         None => engine.create_disk(&own, snapshot.limits.disk_bytes).await?,
     }
+    Ok(())
+}
+
+/// The same for its memory, which is checked. Answers what the sandbox is started from.
+pub(super) async fn take_over_memory(
+    context: &Context,
+    record: &Record,
+    snapshot: &Snapshot,
+) -> Result<Saved, Cause> {
     if let Some(image) = snapshot.image.clone() {
-        let (from, to) = (from.images(), to.images());
-        blocking(move || from.share(&image, &to)).await?;
+        let from = context.snapshots.files(&snapshot.id).images();
+        let to = context.files(record).images();
+        let manifest = blocking(move || {
+            from.share(&image, &to)?;
+            to.check(&image)
+        });
+        let engine = manifest.await?.engine;
+        if !context.engine.has_build(&BuildId(engine.build)) {
+            return Err(Cause::BuildGone(engine.version));
+        }
     }
     Ok(saved_in(snapshot))
 }
 
 /// Puts everything in place beside what the sandbox stands on.
-pub(super) async fn stage(context: Arc<Context>, record: Record, snapshot: Arc<Snapshot>) -> Ended {
+pub(super) async fn stage(context: Arc<Context>, record: Record, snapshot: Lease) -> Ended {
     let disks = disks_on(&snapshot);
     match attempt(&context, &record, &snapshot, &disks).await {
         Ok(()) => Ended {
@@ -96,7 +112,9 @@ async fn attempt(
 ) -> Result<(), Cause> {
     context.check_free_space(0).map_err(Cause::NoSpace)?;
     context.faults.reach(Step::RollbackLink).await?;
-    take_over(context, record, snapshot, disks).await?;
+    take_over_disks(context, record, snapshot, disks).await?;
+    // What the sandbox is now is not given up for memory that cannot be used.
+    take_over_memory(context, record, snapshot).await?;
     context.faults.reach(Step::RollbackCommit).await?;
     Ok(())
 }

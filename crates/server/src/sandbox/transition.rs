@@ -18,6 +18,8 @@ pub(super) struct Ended {
     pub(super) cause: Option<Cause>,
     /// The agent did not answer at a pause, which was done without it.
     pub(super) agent_silent: bool,
+    /// Why a create booted its sandbox although there is a memory image.
+    pub(super) memory_lost: Option<String>,
     /// Disks that the sandbox stands on from now on, if they are others than before.
     pub(super) disks: Option<Disks>,
     /// A snapshot that is complete but for its commit, which the driver makes.
@@ -38,6 +40,7 @@ impl Ended {
             outcome,
             cause: None,
             agent_silent: false,
+            memory_lost: None,
             disks: None,
             snapshot: None,
             timings: Timings::default(),
@@ -106,9 +109,10 @@ impl From<EngineError> for Cause {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::NoSpace { .. } => Self::NoSpace(error.to_string()),
-            EngineError::Unknown(_) | EngineError::Timeout { .. } | EngineError::Failed { .. } => {
-                Self::Engine(error)
-            }
+            EngineError::Unknown(_)
+            | EngineError::Timeout { .. }
+            | EngineError::DiskDamaged { .. }
+            | EngineError::Failed { .. } => Self::Engine(error),
         }
     }
 }

@@ -12,12 +12,14 @@
 //! ```
 
 mod files;
+mod lease;
 mod name;
 mod page;
 mod record;
 mod store;
 
 pub use files::SnapshotFiles;
+pub use lease::Lease;
 pub use name::{BadName, NAMESPACE, SnapshotName};
 pub use page::{Listed, Position, SnapshotPage};
 pub use record::{Snapshot, SnapshotId, SnapshotUse};

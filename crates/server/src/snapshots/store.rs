@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio_util::task::TaskTracker;
+
+use super::lease::{Deletion, Gate, Lease};
 use super::page::is_named;
 use super::{Snapshot, SnapshotFiles, SnapshotId, SnapshotName, SnapshotUse};
 use crate::db::{Db, DbError};
@@ -13,11 +16,22 @@ use crate::db::{Db, DbError};
 pub struct Snapshots {
     db: Db,
     data_dir: PathBuf,
-    known: Arc<RwLock<BTreeMap<SnapshotId, Arc<Snapshot>>>>,
+    known: Arc<RwLock<BTreeMap<SnapshotId, Known>>>,
+    /// Owns the removal of snapshots that were replaced while they were in use.
+    tasks: TaskTracker,
     /// Held from before a snapshot's row is committed until [`Snapshots::committed`] has ended: two
     /// of one name must be taken up in the order in which they were committed.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
+
+#[derive(Clone)]
+struct Known {
+    snapshot: Arc<Snapshot>,
+    gate: Gate,
+}
+
+/// Snapshots that nothing is being made from, and nothing will be: they may be deleted.
+pub(crate) struct Doomed(Vec<(Arc<Snapshot>, Deletion)>);
 
 /// Why a snapshot was not deleted.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +52,12 @@ pub enum DeleteError {
 
 impl Snapshots {
     /// Loads all, and removes what a crash left of those that were to go.
-    pub async fn open(db: Db, data_dir: &Path) -> Result<Self, DbError> {
+    pub async fn open(db: Db, data_dir: &Path, tasks: TaskTracker) -> Result<Self, DbError> {
         let snapshots = Self {
             db,
             data_dir: data_dir.to_owned(),
             known: Arc::default(),
+            tasks,
             turn: Arc::default(),
         };
         for snapshot in snapshots.db.load_snapshots().await? {
@@ -83,11 +98,63 @@ impl Snapshots {
         };
         self.remember(snapshot);
         for old in replaced {
-            self.forget(&old);
-            if let Err(error) = self.remove(&old).await {
-                tracing::warn!(snapshot.id = %old, %error, "a replaced snapshot could not be removed");
+            let Some(known) = self.forget(&old) else {
+                continue;
+            };
+            // Whoever uses it is not waited for here, where others wait for their turn.
+            match Arc::clone(&known.gate).try_write_owned() {
+                Ok(_unused) => self.remove_replaced(&old).await,
+                Err(_in_use) => {
+                    let snapshots = self.clone();
+                    self.tasks.spawn(async move {
+                        let _unused = known.gate.write_owned().await;
+                        snapshots.remove_replaced(&old).await;
+                    });
+                }
             }
         }
+    }
+
+    async fn remove_replaced(&self, id: &SnapshotId) {
+        if let Err(error) = self.remove(id).await {
+            tracing::warn!(snapshot.id = %id, %error, "a replaced snapshot could not be removed");
+        }
+    }
+
+    /// Keeps a snapshot while something is made from it. `None` when it is deleted meanwhile.
+    pub(crate) async fn lease(&self, id: &SnapshotId) -> Option<Lease> {
+        let known = self.known_as(id)?;
+        let lease = Lease::wait_for(known.snapshot, known.gate).await;
+        // A deletion that was waited for has taken it.
+        self.known_as(id).map(|_| lease)
+    }
+
+    /// The snapshot that a reference names, as [`find`](Self::find) does, kept while it is used.
+    pub(crate) async fn lease_named(&self, reference: &str) -> Option<Lease> {
+        // One that is deleted in between may have been replaced by another of its name.
+        while let Some(found) = self.find(reference) {
+            if let Some(lease) = self.lease(&found.id).await {
+                return Some(lease);
+            }
+        }
+        None
+    }
+
+    /// The right to delete these snapshots. `None` as long as one of them is in use.
+    pub(crate) fn doom(&self, snapshots: Vec<Arc<Snapshot>>) -> Option<Doomed> {
+        let mut doomed = Vec::new();
+        for snapshot in snapshots {
+            // One that another deletion has taken meanwhile is as gone as it is to be.
+            if let Some(known) = self.known_as(&snapshot.id) {
+                doomed.push((snapshot, known.gate.try_write_owned().ok()?));
+            }
+        }
+        Some(Doomed(doomed))
+    }
+
+    fn known_as(&self, id: &SnapshotId) -> Option<Known> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(id).cloned()
     }
 
     /// The snapshot that a reference names: `<id>`, `<id>:default`, `[<namespace>/]<name>[:<tag>]`.
@@ -119,13 +186,31 @@ impl Snapshots {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known
             .values()
+            .map(|known| &known.snapshot)
             .filter(|snapshot| snapshot.usage == SnapshotUse::Listed)
             .cloned()
             .collect()
     }
 
-    /// Deletes a snapshot. Sandboxes made from it have their own names of its files.
+    /// Deletes a snapshot as soon as nothing is being made from it. Sandboxes made from it have
+    /// their own names of its files.
     pub async fn delete(&self, id: &SnapshotId) -> Result<(), DeleteError> {
+        let _unused = match self.known_as(id) {
+            Some(known) => Some(known.gate.write_owned().await),
+            None => None,
+        };
+        self.delete_unused(id).await
+    }
+
+    /// Deletes what nothing is being made from.
+    pub(crate) async fn delete_doomed(&self, doomed: Doomed) -> Result<(), DeleteError> {
+        for (snapshot, _unused) in doomed.0 {
+            self.delete_unused(&snapshot.id).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_unused(&self, id: &SnapshotId) -> Result<(), DeleteError> {
         self.db.mark_snapshot_deleting(id.clone()).await?;
         self.forget(id);
         self.remove(id).await
@@ -144,12 +229,13 @@ impl Snapshots {
 
     fn remember(&self, snapshot: Arc<Snapshot>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert(snapshot.id.clone(), snapshot);
+        let gate = Gate::default();
+        known.insert(snapshot.id.clone(), Known { snapshot, gate });
     }
 
-    fn forget(&self, id: &SnapshotId) {
+    fn forget(&self, id: &SnapshotId) -> Option<Known> {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.remove(id);
+        known.remove(id)
     }
 
     /// A directory that no row names may be a snapshot whose database is lost: it is pointed out and

@@ -173,6 +173,11 @@ impl<W: Write> Writer<W> {
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem))
     }
 
+    /// Ends the archive without an end mark: it is for people, and no import reads it.
+    pub(super) fn finish_unmarked(self) -> io::Result<W> {
+        Ok(self.builder.into_inner()?.inner)
+    }
+
     /// Writes the end mark and gives the output back.
     pub(super) fn finish(mut self) -> io::Result<W> {
         let mark = Member::plain(END, 0o644, HASH_LENGTH as u64, None);

@@ -8,6 +8,7 @@ use snapshot::ImageError;
 
 use super::format::FORMAT_VERSION;
 use crate::db::DbError;
+use crate::sandbox::{Fault, InjectedFault};
 
 /// A refused or failed export or import. A failed import has left nothing behind.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +74,24 @@ impl From<EngineError> for TransferError {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::NoSpace { .. } => Self::NoSpace(error.to_string()),
-            EngineError::Unknown(_) | EngineError::Timeout { .. } | EngineError::Failed { .. } => {
-                Self::Engine(error)
-            }
+            EngineError::Unknown(_)
+            | EngineError::Timeout { .. }
+            | EngineError::DiskDamaged { .. }
+            | EngineError::Failed { .. } => Self::Engine(error),
+        }
+    }
+}
+
+impl From<InjectedFault> for TransferError {
+    /// As the real failure that it stands for would be told.
+    fn from(injected: InjectedFault) -> Self {
+        match injected.fault {
+            Fault::NoSpace => Self::NoSpace(injected.to_string()),
+            Fault::Fail | Fault::Io | Fault::Stop | Fault::None => Self::Io {
+                step: "an injected failure at",
+                path: PathBuf::from(format!("{:?}", injected.step)),
+                source: io::Error::other(injected),
+            },
         }
     }
 }

@@ -18,10 +18,10 @@ use super::format::{
 use super::sparse::Layout;
 use super::tree::{self, Node, TreeHash};
 use super::{Compression, TransferError, Transfers, layers};
-use crate::snapshots::Snapshot;
+use crate::snapshots::{Snapshot, SnapshotId};
 
 /// Fast enough to keep up with a disk; higher ones save little on memory and programs.
-const ZSTD_LEVEL: i32 = 1;
+pub(super) const ZSTD_LEVEL: i32 = 1;
 const PRIVATE: u32 = 0o600;
 const PROGRAM: u32 = 0o755;
 
@@ -150,6 +150,10 @@ fn damaged_source(error: ImageError) -> TransferError {
 }
 
 impl Export {
+    pub(super) fn snapshot(&self) -> &SnapshotId {
+        &self.manifest.snapshot.id
+    }
+
     /// Writes all of it.
     pub(super) fn write<W: Write>(&self, output: W, compression: Compression) -> io::Result<W> {
         match compression {
@@ -213,7 +217,7 @@ fn write_layer(
     Ok(hash.finish().hash)
 }
 
-fn member(folder: &str, node: &Node) -> Member {
+pub(super) fn member(folder: &str, node: &Node) -> Member {
     let mut path = folder.as_bytes().to_vec();
     if !node.path.as_os_str().is_empty() {
         path.push(b'/');

@@ -25,7 +25,7 @@ use super::format::{
 };
 use super::unpack::{Unpacking, skip};
 use super::{EngineBuilds, ImportRequest, TransferError, Transfers, layers, sparse, tree};
-use crate::sandbox::remove_tree;
+use crate::sandbox::{Step, remove_tree};
 use crate::snapshots::{Snapshot, SnapshotFiles, SnapshotId, SnapshotName, SnapshotUse};
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -365,33 +365,48 @@ impl Staged {
         let _one_at_a_time = transfers.publishing.lock().await;
         let mut published = Vec::new();
         let _turn = transfers.snapshots.turn().await;
-        let committed = self.attempt(transfers, &mut published).await;
-        if committed.is_err() {
-            let (data_dir, files) = (transfers.data_dir.clone(), self.files.clone());
-            super::blocking(move || {
-                discard(&files);
-                for layer in published {
-                    if let Err(error) = layers::remove(&data_dir, &layer) {
-                        tracing::warn!(path = %layer.display(), %error, "a layer of a failed import is left for the next start");
-                    }
-                }
-            })
-            .await;
-            if let Err(error) = transfers.db.delete_snapshot(self.snapshot.id.clone()).await {
-                tracing::warn!(snapshot.id = %self.snapshot.id, %error, "the row of a failed import is left for the next start");
-            }
+        let prepared = self.prepare(transfers, &mut published).await;
+        let committed = match prepared {
+            Ok(()) => list(transfers, &self.snapshot).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = committed {
+            self.take_back(transfers, published).await;
+            return Err(error);
         }
-        let snapshot = Arc::new(committed?);
+        let snapshot = Arc::new(self.snapshot);
         transfers.snapshots.committed(Arc::clone(&snapshot)).await;
         Ok(snapshot)
     }
 
-    async fn attempt(
+    /// First the row, then the files: a commit that was told as failed might turn up after a crash,
+    /// and then its files must be there.
+    async fn take_back(self, transfers: &Transfers, published: Vec<PathBuf>) {
+        let id = &self.snapshot.id;
+        if let Err(error) = transfers.db.delete_snapshot(id.clone()).await {
+            tracing::error!(snapshot.id = %id, %error, "a failed import is left for the next start, which removes it");
+            return;
+        }
+        let (data_dir, files) = (transfers.data_dir.clone(), self.files);
+        super::blocking(move || {
+            discard(&files);
+            for layer in published {
+                if let Err(error) = layers::remove(&data_dir, &layer) {
+                    tracing::warn!(path = %layer.display(), %error, "a layer of a failed import is left for the next start");
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Everything before the commit.
+    async fn prepare(
         &self,
         transfers: &Transfers,
         published: &mut Vec<PathBuf>,
-    ) -> Result<Snapshot, TransferError> {
+    ) -> Result<(), TransferError> {
         let staging = self.files.staging();
+        transfers.faults.reach(Step::ImportPublish).await?;
         for (root, name) in &self.new_layers {
             let (data_dir, root, layer) = (transfers.data_dir.clone(), root.clone(), name.clone());
             let new = super::blocking(move || layers::publish(&data_dir, &root, &layer)).await?;
@@ -412,17 +427,36 @@ impl Staged {
         super::blocking(move || temporary.iter().try_for_each(|path| remove_tree(path)))
             .await
             .map_err(io_error("clean up", &staging))?;
+        transfers.faults.reach(Step::ImportAnnounce).await?;
         // Until it is listed, a start of the server removes both the row and the files.
         transfers
             .db
             .announce_snapshot(self.snapshot.clone())
             .await?;
+        transfers.faults.reach(Step::ImportFinish).await?;
         let (files, snapshot) = (self.files.clone(), self.snapshot.clone());
         super::blocking(move || files.finish(&snapshot))
             .await
             .map_err(io_error("finish", self.files.root()))?;
-        transfers.db.list_snapshot(self.snapshot.clone()).await?;
-        Ok(self.snapshot.clone())
+        Ok(transfers.faults.reach(Step::ImportCommit).await?)
+    }
+}
+
+/// The commit. One that was told as failed and is there all the same has worked.
+async fn list(transfers: &Transfers, snapshot: &Snapshot) -> Result<(), TransferError> {
+    let listed = match transfers.db.list_snapshot(snapshot.clone()).await {
+        Ok(()) => {
+            let told = transfers.faults.reach(Step::ImportCommitted).await;
+            told.map_err(TransferError::from)
+        }
+        Err(error) => Err(error.into()),
+    };
+    match listed {
+        Err(error) => match transfers.db.is_snapshot_listed(snapshot.id.clone()).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(error),
+        },
+        Ok(()) => Ok(()),
     }
 }
 

@@ -20,6 +20,7 @@ mod format;
 mod import;
 mod layers;
 mod pipe;
+mod readable;
 mod sparse;
 mod tree;
 mod unpack;
@@ -36,9 +37,11 @@ use tokio_util::task::TaskTracker;
 pub use error::TransferError;
 pub use format::FORMAT_VERSION;
 pub(crate) use layers::sweep as sweep_layers;
+pub use readable::{FILES, Missing, REPORT, Readable, Report};
 
 use crate::db::Db;
-use crate::snapshots::{Snapshot, SnapshotName, Snapshots};
+use crate::sandbox::{Faults, Step};
+use crate::snapshots::{Snapshot, SnapshotId, SnapshotName, Snapshots};
 
 /// How an export is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +88,7 @@ pub struct Transfers {
     pub(crate) tasks: TaskTracker,
     /// Held while an import is committed.
     pub(crate) publishing: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) faults: Faults,
 }
 
 /// A snapshot that is open and hashed. It can be deleted now.
@@ -97,11 +101,11 @@ impl Transfers {
     /// Opens and hashes everything of a snapshot, or its files alone, which takes seconds.
     pub async fn export(
         &self,
-        snapshot: Arc<Snapshot>,
+        snapshot: &Snapshot,
         memory: bool,
     ) -> Result<Exported, TransferError> {
         let transfers = self.clone();
-        let mut snapshot = Snapshot::clone(&snapshot);
+        let mut snapshot = snapshot.clone();
         if !memory {
             snapshot.image = None;
         }
@@ -119,6 +123,7 @@ impl Transfers {
         input: impl Stream<Item = io::Result<Bytes>>,
         request: ImportRequest,
     ) -> Result<Arc<Snapshot>, TransferError> {
+        self.faults.reach(Step::ImportRead).await?;
         let (sender, reader) = pipe::incoming();
         let transfers = self.clone();
         let work = self
@@ -148,6 +153,11 @@ impl Transfers {
 }
 
 impl Exported {
+    /// The snapshot that is exported.
+    pub fn snapshot(&self) -> &SnapshotId {
+        self.export.snapshot()
+    }
+
     /// The export as a stream. It ends with an error when something cannot be read; dropping it ends
     /// the work.
     pub fn stream(

@@ -19,6 +19,8 @@ const MOST_PIECES: u64 = 1 << 22;
 /// Longest decimal number of 64 bits.
 const LONGEST_NUMBER: usize = 20;
 const BUFFER: usize = 256 << 10;
+/// What cannot be read is counted in blocks of this size, the disks' own.
+const DISK_BLOCK: u64 = 4096;
 
 /// A run of data within a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +81,27 @@ impl Layout {
         }
     }
 
+    /// A file of which it cannot be told where its data are: all of it.
+    pub(super) fn whole(file: File, size_bytes: u64) -> Self {
+        Self {
+            file,
+            size_bytes,
+            map: None,
+        }
+    }
+
+    /// Like [`stored`](Self::stored), but reads on behind what cannot be read: that is zeros, and
+    /// added to `lost`.
+    pub(super) fn readable<'a>(&'a self, lost: &'a mut Lost) -> impl Read + 'a {
+        self.read_with(Some(lost))
+    }
+
     /// The bytes as they are stored. May be asked for again.
     pub(super) fn stored(&self) -> impl Read + '_ {
+        self.read_with(None)
+    }
+
+    fn read_with<'a>(&'a self, lost: Option<&'a mut Lost>) -> impl Read + 'a {
         let text = self.map.as_ref().map_or(&[][..], |map| &map.text);
         let whole = Piece {
             offset: 0,
@@ -97,7 +118,25 @@ impl Layout {
                 offset: 0,
                 length: 0,
             },
+            lost,
         })
+    }
+}
+
+/// Where the data of a file could not be read, in order, and why first.
+#[derive(Debug, Default)]
+pub(super) struct Lost {
+    pub(super) ranges: Vec<Piece>,
+    pub(super) problem: Option<String>,
+}
+
+impl Lost {
+    fn add(&mut self, offset: u64, length: u64, problem: &io::Error) {
+        self.problem.get_or_insert_with(|| problem.to_string());
+        match self.ranges.last_mut() {
+            Some(last) if last.offset + last.length == offset => last.length += length,
+            Some(_) | None => self.ranges.push(Piece { offset, length }),
+        }
     }
 }
 
@@ -105,6 +144,36 @@ struct Pieces<'a> {
     file: &'a File,
     left: std::vec::IntoIter<Piece>,
     now: Piece,
+    lost: Option<&'a mut Lost>,
+}
+
+impl Pieces<'_> {
+    /// Reads at `offset`, or gives zeros in place of a block that cannot be read.
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, offset);
+        let Some(lost) = &mut self.lost else {
+            return read;
+        };
+        let error = match read {
+            Ok(0) if !buffer.is_empty() => io::Error::from(io::ErrorKind::UnexpectedEof),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => error,
+            read => return read,
+        };
+        // Of a longer piece the part before what is broken may be readable.
+        let to_boundary = DISK_BLOCK - offset % DISK_BLOCK;
+        let block = buffer
+            .len()
+            .min(usize::try_from(to_boundary).unwrap_or(usize::MAX));
+        if block < buffer.len() {
+            match self.file.read_at(&mut buffer[..block], offset) {
+                Ok(0) | Err(_) => {}
+                read => return read,
+            }
+        }
+        buffer[..block].fill(0);
+        lost.add(offset, block as u64, &error);
+        Ok(block)
+    }
 }
 
 impl Read for Pieces<'_> {
@@ -117,7 +186,7 @@ impl Read for Pieces<'_> {
         }
         let most = usize::try_from(self.now.length).unwrap_or(usize::MAX);
         let most = most.min(buffer.len());
-        let read = self.file.read_at(&mut buffer[..most], self.now.offset)?;
+        let read = self.read_at(&mut buffer[..most], self.now.offset)?;
         self.now.offset += read as u64;
         self.now.length -= read as u64;
         Ok(read)
@@ -311,6 +380,21 @@ mod tests {
         let size = restore(&mut &bytes[..], length, layout.sparse(), &target, failed);
         assert_eq!(size.unwrap(), layout.size_bytes());
         target
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_zeros_and_named() {
+        let file = file_with(10_000, &[(0, &[7; 10_000])]);
+        // As if it went on behind what is there.
+        let layout = Layout::whole(file, 20_000);
+        layout.stored().read_to_end(&mut Vec::new()).unwrap();
+        let (mut lost, mut bytes) = (Lost::default(), Vec::new());
+        layout.readable(&mut lost).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes[..10_000], [7; 10_000]);
+        assert_eq!(bytes[10_000..], [0; 10_000]);
+        let (offset, length) = (10_000, 10_000);
+        assert_eq!(lost.ranges, [Piece { offset, length }]);
+        assert!(lost.problem.is_some());
     }
 
     #[test]

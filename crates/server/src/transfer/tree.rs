@@ -124,7 +124,7 @@ pub(super) fn list(root: &Path) -> io::Result<Vec<Node>> {
     Ok(nodes)
 }
 
-fn kind(
+pub(super) fn kind(
     full: &Path,
     path: &Path,
     metadata: &Metadata,
@@ -169,7 +169,7 @@ fn kind(
     })
 }
 
-fn attributes(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(super) fn attributes(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut names = vec![0; LARGEST_ATTRIBUTE];
     let length = match llistxattr(path, &mut names[..]) {
         Ok(length) => length,

@@ -17,7 +17,7 @@ use crate::snapshots::{UNNAMED, create_from};
 use crate::support::{DISK_ONLY, FULL, Place, create, state_of};
 
 /// Everything of a stream that comes to its proper end.
-async fn collect(exported: Exported, compression: Compression) -> Vec<u8> {
+pub(crate) async fn collect(exported: Exported, compression: Compression) -> Vec<u8> {
     let mut stream = std::pin::pin!(exported.stream(compression));
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.next().await {
@@ -27,10 +27,7 @@ async fn collect(exported: Exported, compression: Compression) -> Vec<u8> {
 }
 
 async fn export(sandboxes: &Sandboxes, snapshot: &Arc<Snapshot>) -> Vec<u8> {
-    let exported = sandboxes
-        .transfers()
-        .export(Arc::clone(snapshot), true)
-        .await;
+    let exported = sandboxes.transfers().export(snapshot, true).await;
     collect(exported.unwrap(), Compression::None).await
 }
 
@@ -221,14 +218,14 @@ async fn a_damaged_snapshot_is_an_error_before_the_first_byte() {
     let image = files.images().path(from.snapshot.image.as_ref().unwrap());
     std::fs::write(image.join("checkpoint.img"), "2 altered").unwrap();
     let transfers = from.sandboxes.transfers();
-    let refused = transfers.export(Arc::clone(&from.snapshot), true).await;
+    let refused = transfers.export(&from.snapshot, true).await;
     let refused = refused.map(drop);
     assert!(
         matches!(refused, Err(TransferError::Source(_))),
         "{refused:?}"
     );
     // Its files are still to be had.
-    let files = transfers.export(Arc::clone(&from.snapshot), false).await;
+    let files = transfers.export(&from.snapshot, false).await;
     let files = collect(files.unwrap(), Compression::Zstd).await;
     let place = Place::new();
     let sandboxes = place.open().await;
@@ -273,10 +270,7 @@ async fn an_export_of_the_first_format_is_read_for_ever() {
 async fn a_snapshot_that_is_deleted_meanwhile_is_exported_to_its_end() {
     let from = source().await;
     let transfers = from.sandboxes.transfers();
-    let exported = transfers
-        .export(Arc::clone(&from.snapshot), true)
-        .await
-        .unwrap();
+    let exported = transfers.export(&from.snapshot, true).await.unwrap();
     let reference = from.snapshot.reference();
     from.sandboxes.delete_snapshot(&reference).await.unwrap();
     assert_eq!(collect(exported, Compression::None).await, from.file);
@@ -287,10 +281,7 @@ async fn a_snapshot_that_is_deleted_meanwhile_is_exported_to_its_end() {
 async fn a_reader_that_leaves_ends_an_export() {
     let from = source().await;
     let transfers = from.sandboxes.transfers();
-    let exported = transfers
-        .export(Arc::clone(&from.snapshot), true)
-        .await
-        .unwrap();
+    let exported = transfers.export(&from.snapshot, true).await.unwrap();
     let reference = from.snapshot.reference();
     drop(exported.stream(Compression::Zstd));
     from.sandboxes.delete_snapshot(&reference).await.unwrap();
@@ -303,7 +294,7 @@ async fn whatever_is_cut_altered_or_no_export_is_refused_and_leaves_nothing() {
     let exported = from
         .sandboxes
         .transfers()
-        .export(Arc::clone(&from.snapshot), true)
+        .export(&from.snapshot, true)
         .await;
     let packed = collect(exported.unwrap(), Compression::Zstd).await;
     let place = Place::new();

@@ -8,12 +8,17 @@
 mod api;
 mod crash;
 mod edge;
+mod events;
 mod export;
 mod history;
+mod import_steps;
 mod ladder;
 mod lifecycle;
+mod matrix;
 mod pool;
+mod readable;
 mod served;
+mod snapshot_use;
 mod snapshots;
 mod soak;
 mod support;

@@ -47,13 +47,15 @@ impl Answer {
 
 impl Served {
     pub(crate) async fn start() -> Self {
-        let place = Place::new();
+        let mut place = Place::new();
+        std::fs::create_dir_all(place.data_dir()).unwrap();
+        let history = History::open(&place.data_dir().join("history.db")).unwrap();
+        place.events = history.queue().clone();
         let sandboxes = Arc::new(place.open().await);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let key = ApiKey::random();
         let domain = format!("localhost:{}", address.port());
-        let history = History::open(&place.data_dir().join("history.db")).unwrap();
         let shutdown = CancellationToken::new();
         tokio::spawn(history::record(
             Arc::clone(&sandboxes),

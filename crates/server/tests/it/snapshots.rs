@@ -17,7 +17,7 @@ pub(crate) const UNNAMED: SnapshotRequest = SnapshotRequest {
     memory: true,
 };
 
-fn named(text: &str) -> SnapshotRequest {
+pub(crate) fn named(text: &str) -> SnapshotRequest {
     SnapshotRequest {
         name: Some(SnapshotName::parse(text).unwrap()),
         ..UNNAMED
@@ -319,7 +319,10 @@ async fn a_failure_at_any_step_of_a_snapshot_leaves_the_source_as_it_was() {
         place.inject(step, fault);
         let made = sandboxes.snapshot(&source, UNNAMED).await;
         assert_eq!(place.faults_left(), 0, "{step:?} was not reached");
-        let committed = matches!(step, Step::PauseDestroy | Step::PausePublish) || !at_once;
+        let committed = matches!(
+            step,
+            Step::PauseDestroy | Step::PausePublish | Step::SnapshotCommitted
+        ) || !at_once;
         if committed {
             let snapshot = made.unwrap();
             sandboxes
@@ -432,13 +435,20 @@ async fn a_start_from_a_snapshot_may_fail_half_way_and_be_repeated() {
     place.host.fail(Call::StartLate);
     let (child, execution) = create_from(&place, &sandboxes, &snapshot).await;
     assert_eq!(place.host.memory(&execution), Some(1));
-    // Twice is too often for a create: nothing of the child stays.
+    // Twice is too often: it is booted, and says so.
     place.host.fail(Call::StartLate);
     place.host.fail(Call::StartLate);
+    let (booted, execution) = create_from(&place, &sandboxes, &snapshot).await;
+    assert_eq!(place.host.memory(&execution), Some(0));
+    assert!(sandboxes.get(&booted).unwrap().memory_lost.is_some());
+    // When that fails, too, nothing of it stays.
+    for _ in 0..4 {
+        place.host.fail(Call::StartLate);
+    }
     let mut request = request();
     request.template = snapshot.reference();
     sandboxes.create(request).await.unwrap_err();
-    for id in [&source, &child] {
+    for id in [&source, &child, &booted] {
         sandboxes.kill(id).await.unwrap();
     }
     sandboxes

@@ -10,9 +10,9 @@ use engine::{Engine, ExecutionId, Limits};
 use server::db::Db;
 use server::sandbox::state::State;
 use server::sandbox::{
-    CreateRequest, Fault, Faults, HookFailure, HookSettings, Lifecycle, OnTimeout, Parts,
-    PauseMode, PauseRequest, PublicState, SandboxError, SandboxId, Sandboxes, Settings, Step,
-    WarmSettings,
+    CreateRequest, Event, Events, Fault, Faults, HookFailure, HookSettings, Lifecycle, OnTimeout,
+    Parts, PauseMode, PauseRequest, PublicState, SandboxError, SandboxId, Sandboxes, Settings,
+    Step, WarmSettings,
 };
 use server::template::{BaseOptions, Template, Templates, ensure_base};
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,8 @@ pub(crate) struct Place {
     pub(crate) faults: Arc<Mutex<VecDeque<(Step, Fault)>>>,
     pub(crate) boot_without_memory: bool,
     pub(crate) free_space_reserve: u64,
+    /// Where the servers tell what happens.
+    pub(crate) events: Events,
     pub(crate) warm: WarmSettings,
     pub(crate) pool: usize,
     pub(crate) pack_after: Option<Duration>,
@@ -47,6 +49,7 @@ impl Place {
             faults: Arc::default(),
             boot_without_memory: true,
             free_space_reserve: 0,
+            events: Events::default(),
             warm: WarmSettings::OFF,
             pool: 0,
             pack_after: None,
@@ -121,6 +124,7 @@ impl Place {
                 free_space_reserve: self.free_space_reserve,
             },
             templates: Templates::new(vec![Arc::new(template)]),
+            events: self.events.clone(),
             faults,
             tasks: TaskTracker::new(),
         };
@@ -162,6 +166,15 @@ impl Place {
             .into_iter()
             .flatten()
             .map(|entry| entry.unwrap().path())
+            .collect()
+    }
+
+    /// What was told of a sandbox and nobody took yet, oldest first.
+    pub(crate) fn events_of(&self, id: &SandboxId) -> Vec<Event> {
+        let events = self.events.waiting();
+        events
+            .into_iter()
+            .filter(|event| event.sandbox == *id)
             .collect()
     }
 

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::EngineError;
 use tokio::sync::oneshot;
 
 use super::Driver;
 use crate::sandbox::registry::Connected;
-use crate::sandbox::state::{Outcome, Refusal, State};
+use crate::sandbox::state::{Outcome, Refusal, StartPoint, State};
 use crate::sandbox::transition::Cause;
 use crate::sandbox::{
     PauseRequest, PublicState, ResumeFrom, SandboxError, SandboxView, SnapshotRequest,
 };
-use crate::snapshots::Snapshot;
+use crate::snapshots::{Lease, Snapshot};
 
 /// What a caller asks the driver for.
 #[derive(Clone, Debug)]
@@ -30,7 +31,8 @@ pub(in crate::sandbox) enum Request {
     SetTimeout(Duration),
     Extend(Duration),
     Snapshot(SnapshotRequest),
-    Rollback(Arc<Snapshot>),
+    /// The lease keeps what it goes back to until it has ended.
+    Rollback(Lease),
     /// The answer to a create; never sent, only joined.
     Created,
 }
@@ -111,10 +113,15 @@ impl Driver {
                 SandboxError::GuestUnresponsive(id())
             }
             (cause, _) => {
-                let cause = cause.map_or_else(
-                    || "the execution ended by itself".to_owned(),
-                    |cause| cause.to_string(),
-                );
+                let cause = match cause {
+                    None => "the execution ended by itself".to_owned(),
+                    Some(cause @ Cause::Engine(EngineError::DiskDamaged { .. })) => format!(
+                        "{cause}; `sandbase sandbox export --readable-files {}` saves the files \
+                         that can be read",
+                        id()
+                    ),
+                    Some(cause) => cause.to_string(),
+                };
                 SandboxError::Failed {
                     action,
                     left_as,
@@ -122,6 +129,21 @@ impl Driver {
                 }
             }
         })
+    }
+
+    /// Whether a start in flight restores the memory that this request wants to discard.
+    pub(super) fn starts_otherwise(&self, request: &Request) -> bool {
+        let (Request::Resume { from, .. } | Request::Connect { from, .. }) = request else {
+            return false;
+        };
+        let restores = matches!(
+            self.record.state,
+            State::Resuming {
+                from: StartPoint::Memory,
+                ..
+            }
+        );
+        *from == ResumeFrom::Disk && restores
     }
 
     pub(super) fn refused(&self, refusal: Refusal) -> SandboxError {

@@ -60,7 +60,7 @@ impl Driver {
                         .joined
                         .iter()
                         .find_map(|message| match &message.request {
-                            Request::Rollback(snapshot) => Some(Arc::clone(snapshot)),
+                            Request::Rollback(snapshot) => Some(snapshot.clone()),
                             _ => None,
                         })?;
                     Box::pin(rollback::stage(context, record, target))

@@ -35,7 +35,7 @@ struct Base {
 impl Sandboxes {
     /// Makes a sandbox and returns when its agent answers.
     pub async fn create(&self, request: CreateRequest) -> Result<SandboxView, SandboxError> {
-        let origin = self.origin(&request.template)?;
+        let origin = self.origin(&request.template).await?;
         let base = match &origin {
             Origin::Template(template) => Base {
                 template_id: template.id.clone(),
@@ -164,11 +164,11 @@ impl Sandboxes {
         answered.view.ok_or(SandboxError::ShuttingDown)
     }
 
-    fn origin(&self, reference: &str) -> Result<Origin, SandboxError> {
+    async fn origin(&self, reference: &str) -> Result<Origin, SandboxError> {
         if let Some(template) = self.templates.find(reference) {
             return Ok(Origin::Template(template));
         }
-        let snapshot = self.context.snapshots.find(reference);
+        let snapshot = self.context.snapshots.lease_named(reference).await;
         snapshot
             .map(Origin::Snapshot)
             .ok_or_else(|| SandboxError::TemplateNotFound(reference.to_owned()))
@@ -201,14 +201,17 @@ impl Sandboxes {
             create_timeout: timeout,
             ..record.spec.clone()
         };
+        let lease = self.context.snapshots.lease(&snapshot.id).await;
+        let lease = lease.ok_or_else(|| SandboxError::NotFound(id.clone()))?;
         let copies = futures_util::stream::iter(0..count).map(|_| {
             let spec = SandboxSpec {
                 access_token: crate::random::hex(32),
                 ..spec.clone()
             };
-            self.create_from(Origin::Snapshot(Arc::clone(&snapshot)), spec)
+            self.create_from(Origin::Snapshot(lease.clone()), spec)
         });
         let forks = copies.buffered(FORKS_AT_ONCE).collect().await;
+        drop(lease);
         // The copies have names of their own for all they need.
         if let Err(error) = self.context.snapshots.delete(&snapshot.id).await {
             tracing::warn!(snapshot.id = %snapshot.id, %error, "the snapshot of a fork is left for the next start");

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Sandboxes;
-use crate::sandbox::driver::Request;
+use crate::sandbox::driver::{Published, Request};
 use crate::sandbox::files::SandboxFiles;
+use crate::sandbox::state::State;
 use crate::sandbox::{SandboxError, SandboxId, SandboxView, SnapshotRequest, Storage};
-use crate::snapshots::{Snapshot, SnapshotUse, Snapshots};
-use crate::transfer::{Exported, TransferError};
+use crate::snapshots::{Snapshot, SnapshotName, SnapshotUse, Snapshots};
+use crate::transfer::{Exported, Readable, TransferError};
 
 impl Sandboxes {
     /// Opens a sandbox as it is now for an export, by way of a snapshot that nobody sees. A running
@@ -21,12 +22,74 @@ impl Sandboxes {
             memory,
         };
         let snapshot = self.snapshot(id, request).await?;
-        let exported = self.transfers.export(Arc::clone(&snapshot), memory).await;
+        let exported = self.transfers.export(&snapshot, memory).await;
         // What is exported is open, and needs its names no more.
         if let Err(error) = self.context.snapshots.delete(&snapshot.id).await {
             tracing::warn!(snapshot.id = %snapshot.id, %error, "the snapshot of an export is left for the next start");
         }
         Ok(exported?)
+    }
+
+    /// Opens a snapshot for an export.
+    pub async fn export_snapshot(
+        &self,
+        reference: &str,
+        memory: bool,
+    ) -> Result<Exported, ExportError> {
+        let lease = self.context.snapshots.lease_named(reference).await;
+        let unknown = || SandboxError::SnapshotNotFound(reference.to_owned());
+        let lease = lease.ok_or_else(unknown)?;
+        Ok(self.transfers.export(&lease, memory).await?)
+    }
+
+    /// Opens the files of a paused sandbox that can be read, also when its disk is damaged. A
+    /// connect or a kill ends the reading.
+    pub async fn readable_files(
+        &self,
+        id: &SandboxId,
+    ) -> Result<(Readable, impl Future<Output = ()> + Send + 'static), ExportError> {
+        let mut published = self.find(id)?.published;
+        let record = Arc::clone(&published.borrow_and_update().record);
+        match &record.state {
+            State::Paused { .. } => {}
+            State::Creating { .. } | State::Killing { .. } => {
+                return Err(SandboxError::NotFound(id.clone()).into());
+            }
+            State::Running { .. } => return Err(SandboxError::NotPaused(id.clone()).into()),
+            State::Pausing { .. }
+            | State::Resuming { .. }
+            | State::Snapshotting { .. }
+            | State::RollingBack { .. }
+            | State::Restarting { .. } => return Err(SandboxError::Busy(id.clone()).into()),
+        }
+        self.context.warm.drop_of(id).await;
+        let folder = SandboxFiles::new(&self.context.data_dir, id).disks();
+        let disks = [&record.disks.own].into_iter().chain(&record.disks.sealed);
+        let disks: Vec<_> = disks.map(|disk| folder.path(disk)).collect();
+        let opened = self.transfers.readable(&record.spec.layers, &disks).await?;
+        let not_paused_any_more = async move {
+            let paused = |now: &Published| matches!(now.record.state, State::Paused { .. });
+            // An error means that the sandbox is gone.
+            let _ = published.wait_for(|now| !paused(now)).await;
+        };
+        Ok((opened, not_paused_any_more))
+    }
+
+    /// The same of a snapshot, which stays until they are read.
+    pub async fn readable_files_of_snapshot(
+        &self,
+        reference: &str,
+    ) -> Result<(Readable, impl Future<Output = ()> + Send + 'static), ExportError> {
+        let lease = self.context.snapshots.lease_named(reference).await;
+        let unknown = || SandboxError::SnapshotNotFound(reference.to_owned());
+        let lease = lease.ok_or_else(unknown)?;
+        let folder = self.context.snapshots.files(&lease.id).disks();
+        let disks: Vec<_> = lease.disks.iter().map(|disk| folder.path(disk)).collect();
+        let opened = self.transfers.readable(&lease.layers, &disks).await?;
+        Ok((opened, async move {
+            let _until_the_end = lease;
+            std::future::pending().await
+        }))
     }
 
     /// The snapshots of this server.
@@ -41,10 +104,24 @@ impl Sandboxes {
         id: &SandboxId,
         request: SnapshotRequest,
     ) -> Result<Arc<Snapshot>, SandboxError> {
+        if let Some(name) = &request.name {
+            self.check_name(name)?;
+        }
         let answered = self.ask(id, Request::Snapshot(request)).await?;
         answered
             .snapshot
             .ok_or_else(|| SandboxError::NotFound(id.clone()))
+    }
+
+    /// Refuses a name by which something else is found already.
+    pub fn check_name(&self, name: &SnapshotName) -> Result<(), SandboxError> {
+        let word = &name.name;
+        let snapshots = self.context.snapshots.named(word);
+        let is_id = snapshots.iter().any(|other| other.id.as_str() == word);
+        if is_id || self.templates.find(word).is_some() {
+            return Err(SandboxError::NameTaken(word.clone()));
+        }
+        Ok(())
     }
 
     /// Puts a sandbox back to one of its own snapshots, keeping its id, token and deadline. One that
@@ -72,7 +149,9 @@ impl Sandboxes {
                 false => SandboxError::SnapshotOfAnother(reference.to_owned()),
             });
         };
-        let request = Request::Rollback(Arc::clone(snapshot));
+        let lease = self.context.snapshots.lease(&snapshot.id).await;
+        let gone = || SandboxError::SnapshotNotFound(reference.to_owned());
+        let request = Request::Rollback(lease.ok_or_else(gone)?);
         let answered = self.ask(id, request).await?;
         answered
             .view
@@ -101,12 +180,16 @@ impl Sandboxes {
     }
 
     /// Deletes the snapshots that a reference names: all tags of a name. Refused as long as a
-    /// sandbox exists that was made from one of them.
+    /// sandbox exists that was made from one of them, or something is being made from one.
     pub async fn delete_snapshot(&self, reference: &str) -> Result<(), SandboxError> {
         let doomed = self.context.snapshots.all_tags(reference);
         if doomed.is_empty() {
             return Err(SandboxError::SnapshotNotFound(reference.to_owned()));
         }
+        // First: a create that has its lease later finds the snapshot gone, or waits until it stays.
+        let unused = self.context.snapshots.doom(doomed.clone());
+        let busy = || SandboxError::SnapshotBusy(reference.to_owned());
+        let unused = unused.ok_or_else(busy)?;
         let used = self.live.all().into_iter().find_map(|handle| {
             let record = Arc::clone(&handle.published.borrow().record);
             let of = |snapshot: &Arc<Snapshot>| snapshot.id.as_str() == record.spec.template_id;
@@ -118,15 +201,12 @@ impl Sandboxes {
                 sandbox: user,
             });
         }
-        for snapshot in doomed {
-            let deleted = self.context.snapshots.delete(&snapshot.id).await;
-            deleted.map_err(|error| SandboxError::Failed {
-                action: "deletion of a snapshot",
-                left_as: "to be deleted at the next start at the latest",
-                cause: format!("{error:?}"),
-            })?;
-        }
-        Ok(())
+        let deleted = self.context.snapshots.delete_doomed(unused).await;
+        deleted.map_err(|error| SandboxError::Failed {
+            action: "deletion of a snapshot",
+            left_as: "to be deleted at the next start at the latest",
+            cause: format!("{error:?}"),
+        })
     }
 }
 
