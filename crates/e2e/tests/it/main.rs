@@ -10,6 +10,7 @@
 mod conformance;
 mod crash;
 mod export;
+mod faults;
 mod http;
 mod sdk;
 mod support;

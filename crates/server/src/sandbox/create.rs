@@ -47,10 +47,7 @@ async fn attempt(
     let root = files.root().to_owned();
     blocking(move || std::fs::create_dir_all(root))
         .await
-        .map_err(|source| Cause::Io {
-            step: "make the sandbox's directory",
-            source,
-        })?;
+        .map_err(|source| Cause::io("make the sandbox's directory", source))?;
     files.disks().create().await?;
     match origin {
         Origin::Template(template) => from_template(context, record, template, execution).await?,
