@@ -6,6 +6,7 @@
 pub(crate) mod hooks;
 mod init;
 pub(crate) mod memory;
+mod ports;
 mod tunnel;
 
 use std::net::IpAddr;
