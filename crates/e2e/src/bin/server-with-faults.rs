@@ -42,10 +42,16 @@ fn strike(file: &Path, step: Step) -> Fault {
         Some((name, how)) if name == format!("{step:?}") => how,
         Some(_) | None => return Fault::None,
     };
-    std::fs::remove_file(file).expect("nobody else removes the file");
     tracing::info!(?step, how, "here is the fault");
+    let fault = act(how, file);
+    std::fs::remove_file(file).expect("nobody else removes the file");
+    fault
+}
+
+fn act(how: &str, file: &Path) -> Fault {
     match how.split_once(' ').unwrap_or((how, "")) {
         ("kill", _) => {
+            std::fs::remove_file(file).expect("nobody else removes the file");
             kill_process(getpid(), Signal::KILL).expect("a process may kill itself");
             unreachable!("SIGKILL cannot be survived");
         }
