@@ -164,3 +164,11 @@ fn no_fault_at_any_step_loses_anything_or_leaves_anything() {
     assert!(status.success(), "{status}\n{}", server.log());
     server.assert_nothing_left();
 }
+
+#[test]
+fn a_log_that_cannot_be_written_costs_nothing() {
+    let server = Server::without_log();
+    let id = server.run("leave_running.py", &["create"]);
+    server.run("leave_running.py", &["check", id.trim(), "running"]);
+    server.assert_nothing_left();
+}

@@ -27,6 +27,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 pub(crate) struct Server {
     folder: tempfile::TempDir,
     data_dir: PathBuf,
+    log: PathBuf,
     port: u16,
     /// What is started: the program under test, or the server with faults.
     program: PathBuf,
@@ -112,6 +113,18 @@ impl Server {
         server
     }
 
+    /// A server whose log cannot be written.
+    pub(crate) fn without_log() -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = new_folder();
+        let data_dir = folder.path().join("data");
+        let runsc = provided("SANDBASE_RUNSC", "/usr/local/lib/sandbase/engine/runsc");
+        let mut server = Self::prepare(folder, data_dir, sandbase(), &runsc, "", Some(alone));
+        server.log = PathBuf::from("/dev/full");
+        server.restart();
+        server
+    }
+
     /// A second server with another data directory; it must go before this one.
     pub(crate) fn beside(&self, extra: &str) -> Self {
         Self::start_with(extra, None)
@@ -152,6 +165,7 @@ impl Server {
         );
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
         Self {
+            log: folder.path().join("server.log"),
             folder,
             data_dir,
             port,
@@ -166,7 +180,7 @@ impl Server {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
-            .open(self.folder.path().join("server.log"))
+            .open(&self.log)
             .unwrap();
         let mut process = Command::new(&self.program)
             .arg("serve")
@@ -234,7 +248,10 @@ impl Server {
     }
 
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
+        match self.log.is_file() {
+            true => std::fs::read_to_string(&self.log).unwrap_or_default(),
+            false => String::new(),
+        }
     }
 
     pub(crate) fn url(&self) -> String {
