@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use server::config::Config;
-use tracing_subscriber::EnvFilter;
+use server::sandbox::Faults;
 
 /// Sandboxes for AI agents that come back exactly as they were.
 #[derive(Parser)]
@@ -95,13 +95,7 @@ impl Options {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("SANDBASE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
+    server::logging::start();
     match run(cli.verb) {
         Ok(code) => code,
         Err(error) => {
@@ -119,7 +113,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         .context("start the async runtime")?;
     match verb {
         Verb::Serve(options) => {
-            runtime.block_on(server::app::serve(options.config()?))?;
+            runtime.block_on(server::app::serve(options.config()?, Faults::default()))?;
             // Tasks of running sandboxes end with the process; their executions do not.
             runtime.shutdown_background();
             Ok(ExitCode::SUCCESS)

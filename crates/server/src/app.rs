@@ -33,8 +33,8 @@ const EVENTS_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Serves until SIGTERM or SIGINT. Running sandboxes go on running without the server and are
-/// taken over by the next one.
-pub async fn serve(config: Config) -> anyhow::Result<()> {
+/// taken over by the next one. `faults` is for tests; [`Faults::default`] has none.
+pub async fn serve(config: Config, faults: Faults) -> anyhow::Result<()> {
     let data_dir = prepare_data_dir(&config.data_dir)?;
     let _only_server = lock(&data_dir)?;
     let key = ApiKey::load_or_create(&data_dir.join("api-key")).context("get the API key")?;
@@ -68,7 +68,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         settings: config.settings(),
         templates: Templates::new(vec![Arc::new(base)]),
         events: history.queue().clone(),
-        faults: Faults::default(),
+        faults,
         tasks: tasks.clone(),
     });
     let sandboxes = Arc::new(sandboxes.await.context("take over the sandboxes")?);

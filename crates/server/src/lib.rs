@@ -8,6 +8,7 @@ pub mod db;
 pub mod guest;
 pub mod history;
 pub mod listener;
+pub mod logging;
 pub mod memory_watch;
 pub mod proxy;
 mod random;

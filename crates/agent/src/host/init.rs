@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use serde_json::json;
 
+use super::ports;
 use crate::agent::Agent;
 use crate::log::Level;
 use crate::settings::Applied;
@@ -42,12 +43,16 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
             .log
             .add(Level::Info, "envd", "the sandbox runs", fields);
     }
+    let new_lifecycle = applied == Applied::NewLifecycle;
     if applied != Applied::Stale {
         // Nothing of this can fail a sandbox: the image may be read-only or lack the files.
         let _panicked = tokio::task::spawn_blocking(move || {
             let _best_effort = write_identity(&request);
             let _best_effort = set_hostname(&request.hostname);
             let _best_effort = stir(request.entropy.as_deref());
+            if new_lifecycle {
+                let _best_effort = ports::move_on();
+            }
         })
         .await;
     }

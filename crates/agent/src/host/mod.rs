@@ -7,6 +7,7 @@
 pub(crate) mod hooks;
 mod init;
 pub(crate) mod memory;
+mod ports;
 mod tunnel;
 pub(crate) mod watch;
 

@@ -12,6 +12,7 @@ mod conformance;
 mod crash;
 mod damaged;
 mod export;
+mod faults;
 mod http;
 mod sdk;
 mod support;

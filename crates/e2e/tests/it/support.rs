@@ -26,8 +26,12 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// A data directory with a server that can be killed and started again.
 pub(crate) struct Server {
     folder: tempfile::TempDir,
+    data_dir: PathBuf,
+    log: PathBuf,
     port: u16,
     prepares: bool,
+    /// What is started: the program under test, or the server with faults.
+    program: PathBuf,
     process: Option<Child>,
     /// The server that one was started beside has it.
     _alone: Option<MutexGuard<'static, ()>>,
@@ -49,6 +53,19 @@ fn tag_of(data_dir: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let canonical = data_dir.canonicalize().unwrap();
     blake3::hash(canonical.as_os_str().as_bytes()).to_hex()[..8].to_owned()
+}
+
+fn run_dir(data_dir: &Path) -> PathBuf {
+    Path::new("/run/sandbase").join(tag_of(data_dir))
+}
+
+fn new_folder() -> tempfile::TempDir {
+    let mut builder = tempfile::Builder::new();
+    // Not in /tmp, which may be a tmpfs without direct I/O and extended attributes.
+    builder
+        .prefix("sandbase-e2e-")
+        .tempdir_in("/var/tmp")
+        .unwrap()
 }
 
 fn repository() -> PathBuf {
@@ -84,58 +101,100 @@ impl Server {
         Self::start_with(extra, Some(alone))
     }
 
+    /// A server on this data directory, with faults by the file `fault` and by a runsc that
+    /// `write_runsc` makes at its first argument, which obeys the file that is its second one.
+    pub(crate) fn with_faults(data_dir: PathBuf, write_runsc: impl Fn(&Path, &Path)) -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = new_folder();
+        let (runsc, control) = (
+            folder.path().join("runsc"),
+            folder.path().join("runsc-fault"),
+        );
+        write_runsc(&runsc, &control);
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_server-with-faults"));
+        // The space that is kept free would hide what a full disk does.
+        let extra = "[sandbox]\nfree_space_reserve_mib = 0";
+        let mut server = Self::prepare(folder, data_dir, program, &runsc, extra, Some(alone));
+        server.restart();
+        server
+    }
+
+    /// A server whose log cannot be written.
+    pub(crate) fn without_log() -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = new_folder();
+        let data_dir = folder.path().join("data");
+        let runsc = provided("SANDBASE_RUNSC", "/usr/local/lib/sandbase/engine/runsc");
+        let mut server = Self::prepare(folder, data_dir, sandbase(), &runsc, "", Some(alone));
+        server.log = PathBuf::from("/dev/full");
+        server.restart();
+        server
+    }
+
     /// A second server with another data directory; it must go before this one.
     pub(crate) fn beside(&self, extra: &str) -> Self {
         Self::start_with(extra, None)
     }
 
     fn start_with(extra: &str, alone: Option<MutexGuard<'static, ()>>) -> Self {
-        // Not in /tmp, which may be a tmpfs without direct I/O and extended attributes.
-        let folder = tempfile::Builder::new()
-            .prefix("sandbase-e2e-")
-            .tempdir_in("/var/tmp");
-        let folder = folder.unwrap();
+        let folder = new_folder();
+        let data_dir = folder.path().join("data");
+        let runsc = provided("SANDBASE_RUNSC", "/usr/local/lib/sandbase/engine/runsc");
+        let mut server = Self::prepare(folder, data_dir, sandbase(), &runsc, extra, alone);
+        server.restart();
+        server
+    }
+
+    fn prepare(
+        folder: tempfile::TempDir,
+        data_dir: PathBuf,
+        program: PathBuf,
+        runsc: &Path,
+        extra: &str,
+        alone: Option<MutexGuard<'static, ()>>,
+    ) -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
         let rootfs = provided("SANDBASE_TEST_ROOTFS", "/var/cache/sandbase/rootfs");
-        let runsc = provided("SANDBASE_RUNSC", "/usr/local/lib/sandbase/engine/runsc");
         let speed = if extra == FAST { "" } else { FROM_DISK };
         let config = format!(
             "listen = [\"127.0.0.1:{port}\", \"[::1]:{port}\"]\n\
              data_dir = \"{}\"\n\
              [engine]\nrunsc = \"{}\"\n\
-             [template]\nbase_rootfs = \"{}\"\n{speed}\n{extra}\n",
-            folder.path().join("data").display(),
+             [template]\nbase_rootfs = \"{}\"\nagent = \"{}\"\n{speed}\n{extra}\n",
+            data_dir.display(),
             runsc.display(),
             rootfs.display(),
+            sandbase().with_file_name("sandbase-agent").display(),
         );
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
-        let mut server = Self {
+        Self {
+            log: folder.path().join("server.log"),
             folder,
+            data_dir,
             port,
             prepares: extra == FAST,
+            program,
             process: None,
             _alone: alone,
-        };
-        server.restart();
-        server
+        }
     }
 
     /// Starts the server again on the same data directory.
     pub(crate) fn restart(&mut self) {
-        let program = sandbase();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
-            .open(self.folder.path().join("server.log"))
+            .open(&self.log)
             .unwrap();
-        let mut process = Command::new(program)
+        let mut process = Command::new(&self.program)
             .arg("serve")
             .arg("--config")
             .arg(self.folder.path().join("config.toml"))
+            .env("SANDBASE_FAULT", self.folder.path().join("fault"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -199,6 +258,18 @@ impl Server {
         process.wait().unwrap();
     }
 
+    /// Starts it again if it was killed; it must not end in any other way.
+    pub(crate) fn restart_if_killed(&mut self) {
+        use std::os::unix::process::ExitStatusExt;
+        let process = self.process.as_mut().expect("a running server");
+        let Some(status) = process.try_wait().unwrap() else {
+            return;
+        };
+        let killed = status.signal() == Some(rustix::process::Signal::KILL.as_raw());
+        assert!(killed, "{status}\n{}", self.log());
+        self.restart();
+    }
+
     /// SIGTERM, and waits for the end.
     pub(crate) fn stop(&mut self) {
         let mut process = self.process.take().expect("a running server");
@@ -208,15 +279,27 @@ impl Server {
     }
 
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
+        match self.log.is_file() {
+            true => std::fs::read_to_string(&self.log).unwrap_or_default(),
+            false => String::new(),
+        }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("http://localhost:{}", self.port)
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.data_dir.clone()
+    }
+
+    /// Where the engine keeps what is gone after a reboot.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        run_dir(&self.data_dir())
     }
 
     /// A program of `programs/`, by the published SDK of its language, told where the server is.
@@ -324,7 +407,7 @@ impl Server {
 /// made from the data directory; other servers may run here.
 fn leftovers(data_dir: &Path, serving: Serving) -> Vec<String> {
     let tag = tag_of(data_dir);
-    let run = Path::new("/run/sandbase").join(&tag);
+    let run = run_dir(data_dir);
     let mut left = entries(&data_dir.join("sandboxes"), |_| true);
     left.extend(entries(&data_dir.join("snapshots"), |_| true));
     left.extend(entries(&run.join("executions"), |_| true));

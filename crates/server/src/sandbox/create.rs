@@ -100,10 +100,7 @@ async fn make_directory(context: &Context, record: &Record) -> Result<(), Cause>
     let root = files.root().to_owned();
     blocking(move || std::fs::create_dir_all(root))
         .await
-        .map_err(|source| Cause::Io {
-            step: "make the sandbox's directory",
-            source,
-        })?;
+        .map_err(|source| Cause::io("make the sandbox's directory", source))?;
     files.disks().create().await?;
     Ok(())
 }

@@ -100,10 +100,7 @@ impl DiskFolder {
     pub(super) async fn create(&self) -> Result<(), Cause> {
         let directory = self.directory.clone();
         let made = blocking(move || std::fs::create_dir_all(directory)).await;
-        made.map_err(|source| Cause::Io {
-            step: "make the directory of disks",
-            source,
-        })
+        made.map_err(|source| Cause::io("make the directory of disks", source))
     }
 
     /// Gives these sealed disks a name in `to`, too. One that has it already stays.

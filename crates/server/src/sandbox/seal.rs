@@ -125,10 +125,7 @@ async fn attempt(
     let finished = snapshot.clone();
     blocking(move || target.finish(&finished))
         .await
-        .map_err(|source| Cause::Io {
-            step: "finish the snapshot's directory",
-            source,
-        })?;
+        .map_err(|source| Cause::io("finish the snapshot's directory", source))?;
     context.faults.reach(Step::SnapshotCommit).await?;
     Ok((snapshot, next))
 }

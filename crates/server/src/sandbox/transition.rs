@@ -91,6 +91,16 @@ pub(super) enum Cause {
     Injected(InjectedFault),
 }
 
+impl Cause {
+    /// A failure of the file system, which may be that it is full.
+    pub(super) fn io(step: &'static str, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::StorageFull => Self::NoSpace(format!("{step}: {source}")),
+            _ => Self::Io { step, source },
+        }
+    }
+}
+
 impl From<InjectedFault> for Cause {
     /// As the real failure that it stands for would be told.
     fn from(injected: InjectedFault) -> Self {

@@ -66,16 +66,21 @@ async fn either_the_use_or_the_deletion_of_a_snapshot_wins() {
     for round in 0_u64..60 {
         let snapshot = sandboxes.snapshot(&source, named("race")).await.unwrap();
         let (user, request) = (Arc::clone(&sandboxes), from(&snapshot));
-        let rolled = round % 3 == 0;
+        let (rolled, use_first) = (round % 3 == 0, round % 2 == 0);
         let source_id = source.clone();
         let using = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_micros(round % 7 * 150)).await;
+            if !use_first {
+                tokio::time::sleep(Duration::from_micros(round % 7 * 150)).await;
+            }
             if rolled {
                 let done = user.rollback(&source_id, &request.template).await;
                 return done.map(|_| None);
             }
             user.create(request).await.map(|view| Some(view.id))
         });
+        if use_first {
+            tokio::time::sleep(Duration::from_millis(round % 5)).await;
+        }
         let deletion = sandboxes.delete_snapshot("race").await;
         let using = using.await.unwrap();
         match (&using, &deletion) {
