@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::control::{self, CallError, Control};
 use super::image::ImageRecord;
 use super::paths::ExecutionDir;
 use super::process::Process;
@@ -184,16 +185,13 @@ impl Gvisor {
         .await
     }
 
-    pub(super) async fn freeze_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        self.switch(id, "pause", "paused").await
-    }
-
-    pub(super) async fn thaw_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        self.switch(id, "resume", "running").await
-    }
-
     /// Runs a command that brings the guest into a state; being in it already is success.
-    async fn switch(&self, id: &ExecutionId, verb: &str, goal: &str) -> Result<(), EngineError> {
+    pub(super) async fn switch(
+        &self,
+        id: &ExecutionId,
+        verb: &str,
+        goal: &str,
+    ) -> Result<(), EngineError> {
         let live = self.require(id)?;
         let limit = self.config.command_timeout;
         let Err(error) = self.runsc(&live.build).control(verb, &[], id, limit).await else {
@@ -268,6 +266,14 @@ impl Gvisor {
             return Ok(());
         }
         let limit = self.config.image_timeout;
+        let control = Control::of(id, &self.paths);
+        match control.call(control::WAIT_RESTORE, limit).await {
+            Ok(_) => return Ok(()),
+            Err(CallError::Failed(error)) => return Err(error),
+            Err(CallError::NotAsked(why)) => {
+                tracing::debug!(execution.id = %id, why, "waiting with runsc");
+            }
+        }
         self.runsc(&live.build)
             .control("wait", &["-restore".into()], id, limit)
             .await

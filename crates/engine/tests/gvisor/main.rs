@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod disks;
 #[cfg(test)]
+mod freezing;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod images;
@@ -20,6 +22,7 @@ mod limits;
 mod networks;
 #[cfg(test)]
 mod sealed;
+#[cfg(test)]
 mod survival;
 #[cfg(test)]
 mod traces;
