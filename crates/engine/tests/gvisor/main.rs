@@ -23,6 +23,8 @@ mod networks;
 #[cfg(test)]
 mod sealed;
 #[cfg(test)]
+mod starts;
+#[cfg(test)]
 mod survival;
 #[cfg(test)]
 mod traces;
