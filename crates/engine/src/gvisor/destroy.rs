@@ -23,6 +23,7 @@ impl Gvisor {
             let step = format!("wait for the cancelled start of {id}");
             return Err(EngineError::Timeout { step, limit });
         };
+        self.forget_prepared(id);
         self.end_processes(id).await?;
         let directory = self.paths.execution(id);
         let came_up = self.known(id).is_some();

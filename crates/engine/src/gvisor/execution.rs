@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde_json::Value;
+use tokio::sync::SemaphorePermit;
 
 use super::control::{self, CallError, Control};
 use super::image::ImageRecord;
@@ -59,30 +60,29 @@ impl Gvisor {
             guest_may_have_run: false,
             source,
         };
-        // All that can be checked is checked before anything exists.
         let record = self.check(spec, from).map_err(before)?;
-        let directory = self.paths.execution(&spec.id);
-        // Fails for an id in use, which must then not be cleaned up.
-        write_directory(&directory, spec)
-            .map_err(failed(format!("create the directory of {}", spec.id)))
+        let prepared = self
+            .take_prepared(spec, record.as_ref())
+            .await
             .map_err(before)?;
+        if !prepared {
+            self.make_directory(spec).map_err(before)?;
+        }
 
         let mut guest_may_have_run = false;
-        let started = self
-            .bring_up(spec, from, record, &mut guest_may_have_run)
-            .await;
+        let started = if prepared {
+            self.go_on(spec, from, &mut guest_may_have_run).await
+        } else {
+            self.bring_up(spec, from, record, &mut guest_may_have_run)
+                .await
+        };
         match started {
             Ok(live) => {
                 self.live().insert(spec.id.clone(), live);
                 Ok(())
             }
             Err(source) => {
-                if let Err(error) = self.destroy_execution(&spec.id).await {
-                    tracing::error!(
-                        execution.id = %spec.id, %error,
-                        "a failed start left something behind"
-                    );
-                }
+                self.undo_start(&spec.id).await;
                 Err(StartError {
                     guest_may_have_run,
                     source,
@@ -91,7 +91,20 @@ impl Gvisor {
         }
     }
 
-    fn check(
+    /// Fails for an id in use, which must then not be cleaned up.
+    pub(super) fn make_directory(&self, spec: &ExecutionSpec) -> Result<(), EngineError> {
+        write_directory(&self.paths.execution(&spec.id), spec)
+            .map_err(failed(format!("create the directory of {}", spec.id)))
+    }
+
+    pub(super) async fn undo_start(&self, id: &ExecutionId) {
+        if let Err(error) = self.destroy_execution(id).await {
+            tracing::error!(execution.id = %id, %error, "a failed start left something behind");
+        }
+    }
+
+    /// Checks all that can be checked before anything exists.
+    pub(super) fn check(
         &self,
         spec: &ExecutionSpec,
         from: StartFrom<'_>,
@@ -117,8 +130,36 @@ impl Gvisor {
     ) -> Result<Live, EngineError> {
         let id = &spec.id;
         let directory = self.paths.execution(id);
-        let (slot, mounted) =
-            tokio::join!(self.take_slot(spec), self.mount(spec, record.is_none()));
+        let _turn = self.lay_out(spec, record).await?;
+        let runsc = self.runsc(&spec.build);
+        let limit = self.config.start_timeout;
+        *guest_may_have_run = true;
+        match from {
+            StartFrom::Boot => runsc.run(id, &directory, limit).await?,
+            StartFrom::Image(image) => {
+                note_restored(&directory)?;
+                runsc.restore(id, &directory, image, limit).await?;
+            }
+        }
+        Live::read(&directory).map_err(failed(format!("read the state of {id}")))
+    }
+
+    /// Makes the network, the mounts and the specification that runsc reads. Answers the turn that
+    /// the start may go on with.
+    pub(super) async fn lay_out(
+        &self,
+        spec: &ExecutionSpec,
+        record: Option<ImageRecord>,
+    ) -> Result<SemaphorePermit<'_>, EngineError> {
+        let id = &spec.id;
+        let directory = self.paths.execution(id);
+        // Making a network is mostly waiting for the kernel: that needs no turn.
+        let mount = async {
+            let turn = self.turns.acquire().await;
+            let turn = turn.expect("nobody closes the turns");
+            (turn, self.mount(spec, record.is_none()).await)
+        };
+        let (slot, (turn, mounted)) = tokio::join!(self.take_slot(spec), mount);
         let slot = slot.map_err(failed(format!("prepare the network of {id}")))?;
         mounted.map_err(failed(format!("mount the disk of {id}")))?;
 
@@ -131,20 +172,7 @@ impl Gvisor {
             }
         };
         write_json(&directory.oci_spec(), &oci).map_err(failed(format!("write spec of {id}")))?;
-
-        let runsc = self.runsc(&spec.build);
-        *guest_may_have_run = true;
-        match from {
-            StartFrom::Boot => runsc.run(id, &directory, config.start_timeout).await?,
-            StartFrom::Image(image) => {
-                std::fs::write(directory.restored(), "")
-                    .map_err(failed(format!("write the state of {id}")))?;
-                runsc
-                    .restore(id, &directory, image, config.start_timeout)
-                    .await?;
-            }
-        }
-        Live::read(&directory).map_err(failed(format!("read the state of {id}")))
+        Ok(turn)
     }
 
     /// Takes a slot and writes its number down before anything else can go wrong.
@@ -294,6 +322,12 @@ impl Gvisor {
             ExitReason::Exited
         }
     }
+}
+
+/// Notes that the execution comes from an image, before it does.
+pub(super) fn note_restored(directory: &ExecutionDir) -> Result<(), EngineError> {
+    let step = format!("note the restore in {}", directory.path().display());
+    std::fs::write(directory.restored(), "").map_err(failed(step))
 }
 
 /// Creates the directory of an execution that must not have one.

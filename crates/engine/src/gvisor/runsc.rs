@@ -39,7 +39,19 @@ impl Runsc {
         self.detach(&arguments, "run", id, directory, limit).await
     }
 
-    /// Restores a bundle from an image. Memory goes on loading after this returns.
+    /// Starts the sentry of a bundle, to be restored into.
+    pub(super) async fn create(
+        &self,
+        id: &ExecutionId,
+        directory: &ExecutionDir,
+        limit: Duration,
+    ) -> Result<(), EngineError> {
+        let arguments = ["create".into()];
+        self.detach(&arguments, "create", id, directory, limit)
+            .await
+    }
+
+    /// Restores a bundle from an image, into what `create` started if it did. Memory goes on loading after this returns.
     pub(super) async fn restore(
         &self,
         id: &ExecutionId,

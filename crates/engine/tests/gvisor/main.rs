@@ -21,6 +21,8 @@ mod limits;
 #[cfg(test)]
 mod networks;
 #[cfg(test)]
+mod prepared;
+#[cfg(test)]
 mod sealed;
 #[cfg(test)]
 mod starts;
