@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use super::image;
 use super::paths::ExecutionDir;
 use crate::{EngineError, ExecutionId};
 
@@ -59,13 +60,14 @@ impl Runsc {
         image: &Path,
         limit: Duration,
     ) -> Result<(), EngineError> {
-        let arguments = [
-            "restore".into(),
-            "-detach".into(),
-            "-background".into(),
-            "-image-path".into(),
-            image.into(),
-        ];
+        let mut arguments: Vec<OsString> = ["restore", "-detach", "-background"]
+            .map(OsString::from)
+            .into();
+        if image::reads_directly(image) {
+            arguments.push("-direct".into());
+        }
+        arguments.push("-image-path".into());
+        arguments.push(image.into());
         self.detach(&arguments, "restore", id, directory, limit)
             .await
     }
