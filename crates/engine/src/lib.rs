@@ -110,6 +110,17 @@ pub trait Engine: Send + Sync + 'static {
         disks: &[PathBuf],
     ) -> Result<OpenFiles, EngineError>;
 
+    /// Does all of a start from `image` that comes before the image is read, so that it may be done
+    /// ahead of time or beside a check of the image. The guest does not run yet: the disk stays what
+    /// the image belongs to, but until [`start`](Engine::start) or [`destroy`](Engine::destroy) it is
+    /// in use. A start with the very same specification goes on from here; any other start of this
+    /// id begins anew. Found by [`find`](Engine::find) as dead, since only this process can go on.
+    ///
+    /// On failure nothing is left behind. Optional: an engine may leave all to the start.
+    async fn prepare(&self, _spec: &ExecutionSpec, _image: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Starts an execution, booting it or restoring it. On success PID 1 is running or about to;
     /// whether the agent answers is the caller's to find out through [`dial`](Engine::dial).
     /// On failure nothing of the execution is left behind.

@@ -22,6 +22,10 @@ pub struct Config {
     pub uplink_network: Ipv4Addr,
     /// Prefix length of that range: 16 gives 16384 slots.
     pub uplink_prefix: u8,
+    /// Starts that work at the same time; others wait for their turn. A bound on the memory and the
+    /// processes of a rush, not a way to be faster: a start waits for the kernel much of its time, and
+    /// fewer at a time make the whole take longer.
+    pub starts_at_once: usize,
     /// Network slots kept ready in advance.
     pub ready_slots: usize,
     /// Limit for `runsc` calls that only talk to a sandbox, and for its end to take effect.
@@ -45,6 +49,7 @@ impl Config {
             memory_headroom_bytes: 128 << 20,
             uplink_network: Ipv4Addr::new(10, 219, 0, 0),
             uplink_prefix: 16,
+            starts_at_once: 64,
             ready_slots: 2,
             command_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(60),

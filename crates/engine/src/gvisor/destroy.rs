@@ -23,6 +23,7 @@ impl Gvisor {
             let step = format!("wait for the cancelled start of {id}");
             return Err(EngineError::Timeout { step, limit });
         };
+        self.forget_prepared(id);
         self.end_processes(id).await?;
         let directory = self.paths.execution(id);
         let came_up = self.known(id).is_some();
@@ -48,40 +49,34 @@ impl Gvisor {
         Ok(())
     }
 
+    /// Kills everything of an execution, without `runsc delete`: that kills the same processes, after
+    /// a start-up of its own, and what it removes besides is removed here in any case.
     async fn end_processes(&self, id: &ExecutionId) -> Result<(), EngineError> {
         let limit = self.config.command_timeout;
-        let directory = self.paths.execution(id);
-        let pid = read_number(&directory.pid()).ok();
+        let pid = read_number(&self.paths.execution(id).pid()).ok();
         let sentry = pid.and_then(|pid| Process::open(pid, id.as_str()).ok().flatten());
-        if !state_files(&self.paths, id).is_empty() {
-            let build = read_spec(&directory).map_or(self.build.id.clone(), |spec| spec.build);
-            let runsc = self.runsc(&build);
-            if let Err(error) = runsc.control("delete", &["-force".into()], id, limit).await {
-                tracing::debug!(execution.id = %id, %error, "runsc delete failed: killing");
-            }
-        }
-        if let Some(sentry) = sentry {
-            sentry.kill();
-            if !sentry.ended_within(limit).await {
-                return Err(still_there(id, limit));
-            }
-        }
-        // The gofer follows the sentry; commands that were cut off may have left others.
         let group = self.paths.cgroup(id);
         let deadline = Instant::now() + limit;
+        if let Some(sentry) = &sentry {
+            sentry.kill();
+        }
+        // Again and again: a command that was cut off may just have been starting others.
         loop {
-            let rest = cgroup::processes(&group);
+            let rest: Vec<Process> = cgroup::processes(&group)
+                .into_iter()
+                .filter_map(|pid| Process::open_any(pid).ok().flatten())
+                .collect();
+            for process in &rest {
+                process.kill();
+            }
+            for process in sentry.iter().chain(&rest) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if !process.ended_within(left).await {
+                    return Err(still_there(id, limit));
+                }
+            }
             if rest.is_empty() {
                 return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(still_there(id, limit));
-            }
-            for process in rest {
-                if let Ok(Some(process)) = Process::open_any(process) {
-                    process.kill();
-                    process.ended_within(POLL).await;
-                }
             }
         }
     }
@@ -94,8 +89,20 @@ fn still_there(id: &ExecutionId, limit: Duration) -> EngineError {
     }
 }
 
-/// Takes the disks with their loop devices and the network away.
+/// Takes the disks with their loop devices and the network away, side by side: each waits for the
+/// kernel most of the time.
 fn release(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let network = scope.spawn(|| release_slot(slots, directory));
+        let disks = release_disks(directory);
+        let network = network
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        disks.and(network)
+    })
+}
+
+fn release_disks(directory: &ExecutionDir) -> io::Result<()> {
     mounts::unmount_and_remove(&directory.disk_mount())?;
     let sealed = read_spec(directory).map_or(0, |spec| spec.sealed.len());
     for position in 0..sealed {
@@ -109,6 +116,10 @@ fn release(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
         // From here on the caller may mount, copy or remove the disk.
         loopdev::wait_released(&disk::image(&spec.disk))?;
     }
+    Ok(())
+}
+
+fn release_slot(slots: &SlotReturn, directory: &ExecutionDir) -> io::Result<()> {
     if let Ok(slot) = read_number(&directory.slot()) {
         // Written by us a moment after the slot was taken. Another server's claim has another tag.
         slots.discard(slot)?;

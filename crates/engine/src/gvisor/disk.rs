@@ -101,16 +101,31 @@ pub(super) fn mount_sealed(
     sealed: &[PathBuf],
     directory: &ExecutionDir,
 ) -> io::Result<Vec<PathBuf>> {
-    let mut layers = Vec::with_capacity(sealed.len());
-    for (position, disk) in sealed.iter().enumerate() {
-        let target = directory.sealed_mount(position);
-        std::fs::create_dir(&target)?;
-        mounts::mount_disk(&image(disk), &target, Access::Sealed)?;
-        let upper = target.join(UPPER);
-        check_directory(&upper)?;
-        layers.push(upper);
-    }
-    Ok(layers)
+    // Side by side: each waits for its reads most of the time.
+    std::thread::scope(|scope| {
+        let mounting: Vec<_> = sealed
+            .iter()
+            .enumerate()
+            .map(|(position, disk)| {
+                let target = directory.sealed_mount(position);
+                scope.spawn(move || mount_one_sealed(disk, &target))
+            })
+            .collect();
+        let mounted = mounting.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        mounted.collect()
+    })
+}
+
+fn mount_one_sealed(disk: &Path, target: &Path) -> io::Result<PathBuf> {
+    std::fs::create_dir(target)?;
+    mounts::mount_disk(&image(disk), target, Access::Sealed)?;
+    let upper = target.join(UPPER);
+    check_directory(&upper)?;
+    Ok(upper)
 }
 
 /// A disk may come from somebody else, and a link in the place of a directory of ours would bring a

@@ -7,7 +7,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde_json::Value;
+use tokio::sync::SemaphorePermit;
 
+use super::control::{self, CallError, Control};
 use super::image::ImageRecord;
 use super::mounts::DamagedDisk;
 use super::paths::ExecutionDir;
@@ -59,30 +61,29 @@ impl Gvisor {
             guest_may_have_run: false,
             source,
         };
-        // All that can be checked is checked before anything exists.
         let record = self.check(spec, from).map_err(before)?;
-        let directory = self.paths.execution(&spec.id);
-        // Fails for an id in use, which must then not be cleaned up.
-        write_directory(&directory, spec)
-            .map_err(failed(format!("create the directory of {}", spec.id)))
+        let prepared = self
+            .take_prepared(spec, record.as_ref())
+            .await
             .map_err(before)?;
+        if !prepared {
+            self.make_directory(spec).map_err(before)?;
+        }
 
         let mut guest_may_have_run = false;
-        let started = self
-            .bring_up(spec, from, record, &mut guest_may_have_run)
-            .await;
+        let started = if prepared {
+            self.go_on(spec, from, &mut guest_may_have_run).await
+        } else {
+            self.bring_up(spec, from, record, &mut guest_may_have_run)
+                .await
+        };
         match started {
             Ok(live) => {
                 self.live().insert(spec.id.clone(), live);
                 Ok(())
             }
             Err(source) => {
-                if let Err(error) = self.destroy_execution(&spec.id).await {
-                    tracing::error!(
-                        execution.id = %spec.id, %error,
-                        "a failed start left something behind"
-                    );
-                }
+                self.undo_start(&spec.id).await;
                 Err(StartError {
                     guest_may_have_run,
                     source,
@@ -91,7 +92,20 @@ impl Gvisor {
         }
     }
 
-    fn check(
+    /// Fails for an id in use, which must then not be cleaned up.
+    pub(super) fn make_directory(&self, spec: &ExecutionSpec) -> Result<(), EngineError> {
+        write_directory(&self.paths.execution(&spec.id), spec)
+            .map_err(failed(format!("create the directory of {}", spec.id)))
+    }
+
+    pub(super) async fn undo_start(&self, id: &ExecutionId) {
+        if let Err(error) = self.destroy_execution(id).await {
+            tracing::error!(execution.id = %id, %error, "a failed start left something behind");
+        }
+    }
+
+    /// Checks all that can be checked before anything exists.
+    pub(super) fn check(
         &self,
         spec: &ExecutionSpec,
         from: StartFrom<'_>,
@@ -117,8 +131,36 @@ impl Gvisor {
     ) -> Result<Live, EngineError> {
         let id = &spec.id;
         let directory = self.paths.execution(id);
-        let (slot, mounted) =
-            tokio::join!(self.take_slot(spec), self.mount(spec, record.is_none()));
+        let _turn = self.lay_out(spec, record).await?;
+        let runsc = self.runsc(&spec.build);
+        let limit = self.config.start_timeout;
+        *guest_may_have_run = true;
+        match from {
+            StartFrom::Boot => runsc.run(id, &directory, limit).await?,
+            StartFrom::Image(image) => {
+                note_restored(&directory)?;
+                runsc.restore(id, &directory, image, limit).await?;
+            }
+        }
+        Live::read(&directory).map_err(failed(format!("read the state of {id}")))
+    }
+
+    /// Makes the network, the mounts and the specification that runsc reads. Answers the turn that
+    /// the start may go on with.
+    pub(super) async fn lay_out(
+        &self,
+        spec: &ExecutionSpec,
+        record: Option<ImageRecord>,
+    ) -> Result<SemaphorePermit<'_>, EngineError> {
+        let id = &spec.id;
+        let directory = self.paths.execution(id);
+        // Making a network is mostly waiting for the kernel: that needs no turn.
+        let mount = async {
+            let turn = self.turns.acquire().await;
+            let turn = turn.expect("nobody closes the turns");
+            (turn, self.mount(spec, record.is_none()).await)
+        };
+        let (slot, (turn, mounted)) = tokio::join!(self.take_slot(spec), mount);
         let slot = slot.map_err(failed(format!("prepare the network of {id}")))?;
         mounted.map_err(|error| match DamagedDisk::is_in(&error) {
             true => EngineError::DiskDamaged {
@@ -136,20 +178,7 @@ impl Gvisor {
             }
         };
         write_json(&directory.oci_spec(), &oci).map_err(failed(format!("write spec of {id}")))?;
-
-        let runsc = self.runsc(&spec.build);
-        *guest_may_have_run = true;
-        match from {
-            StartFrom::Boot => runsc.run(id, &directory, config.start_timeout).await?,
-            StartFrom::Image(image) => {
-                std::fs::write(directory.restored(), "")
-                    .map_err(failed(format!("write the state of {id}")))?;
-                runsc
-                    .restore(id, &directory, image, config.start_timeout)
-                    .await?;
-            }
-        }
-        Live::read(&directory).map_err(failed(format!("read the state of {id}")))
+        Ok(turn)
     }
 
     /// Takes a slot and writes its number down before anything else can go wrong.
@@ -190,16 +219,13 @@ impl Gvisor {
         .await
     }
 
-    pub(super) async fn freeze_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        self.switch(id, "pause", "paused").await
-    }
-
-    pub(super) async fn thaw_execution(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        self.switch(id, "resume", "running").await
-    }
-
     /// Runs a command that brings the guest into a state; being in it already is success.
-    async fn switch(&self, id: &ExecutionId, verb: &str, goal: &str) -> Result<(), EngineError> {
+    pub(super) async fn switch(
+        &self,
+        id: &ExecutionId,
+        verb: &str,
+        goal: &str,
+    ) -> Result<(), EngineError> {
         let live = self.require(id)?;
         let limit = self.config.command_timeout;
         let Err(error) = self.runsc(&live.build).control(verb, &[], id, limit).await else {
@@ -274,6 +300,14 @@ impl Gvisor {
             return Ok(());
         }
         let limit = self.config.image_timeout;
+        let control = Control::of(id, &self.paths);
+        match control.call(control::WAIT_RESTORE, limit).await {
+            Ok(_) => return Ok(()),
+            Err(CallError::Failed(error)) => return Err(error),
+            Err(CallError::NotAsked(why)) => {
+                tracing::debug!(execution.id = %id, why, "waiting with runsc");
+            }
+        }
         self.runsc(&live.build)
             .control("wait", &["-restore".into()], id, limit)
             .await
@@ -294,6 +328,12 @@ impl Gvisor {
             ExitReason::Exited
         }
     }
+}
+
+/// Notes that the execution comes from an image, before it does.
+pub(super) fn note_restored(directory: &ExecutionDir) -> Result<(), EngineError> {
+    let step = format!("note the restore in {}", directory.path().display());
+    std::fs::write(directory.restored(), "").map_err(failed(step))
 }
 
 /// Creates the directory of an execution that must not have one.

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
 use super::execution::{Live, read_number};
+use super::freezing::Standing;
 use super::paths::Paths;
 use super::process::{self, Process};
 use super::{Gvisor, cgroup, mounts, network};
@@ -68,8 +69,15 @@ impl Gvisor {
                 // runsc takes a dead sentry that nobody has collected yet for a running one.
                 Ok(live) if !live.is_alive(&id) => ExecutionStatus::Dead,
                 Ok(live) => match self.status(&id, &live.build).await.as_deref() {
-                    Ok("running") => ExecutionStatus::Running,
-                    Ok("paused") => ExecutionStatus::Frozen,
+                    Ok("running" | "paused") => match self.standing(&id).await {
+                        Ok(Standing::Running) => ExecutionStatus::Running,
+                        Ok(Standing::Frozen | Standing::FrozenByRunsc) => ExecutionStatus::Frozen,
+                        // Whoever thaws it hears more; nothing is given up for a doubt.
+                        Err(error) => {
+                            tracing::error!(execution.id = %id, %error, "it may be frozen");
+                            ExecutionStatus::Frozen
+                        }
+                    },
                     Ok(_) | Err(_) => ExecutionStatus::Dead,
                 },
                 Err(_) => ExecutionStatus::Dead,

@@ -28,9 +28,11 @@ mod builds;
 mod cgroup;
 mod checks;
 mod config;
+mod control;
 mod destroy;
 mod disk;
 mod execution;
+mod freezing;
 mod image;
 mod leftovers;
 mod loopdev;
@@ -38,6 +40,7 @@ mod mounts;
 mod netns;
 mod network;
 mod paths;
+mod prepared;
 mod process;
 mod rescue;
 mod runsc;
@@ -52,7 +55,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tokio::net::TcpStream;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, Semaphore};
 
 pub use checks::{Check, host_checks};
 pub use config::Config;
@@ -98,6 +101,10 @@ pub struct Gvisor {
     build: EngineBuild,
     slots: Arc<slots::SlotPool>,
     dialer: netns::Dialer,
+    /// Turns for starts, first come, first served.
+    turns: Semaphore,
+    /// Executions that only wait for their image.
+    prepared: Mutex<HashMap<ExecutionId, prepared::Prepared>>,
     /// Cache of what the execution directories say; an execution is in it from the begin of its
     /// start to the end of its destruction.
     live: Mutex<HashMap<ExecutionId, Live>>,
@@ -131,12 +138,15 @@ impl Gvisor {
         let slots = slots::SlotPool::open(&config, &paths, &in_use)
             .map_err(host_error("open the network slots"))?;
         let dialer = netns::Dialer::start().map_err(host_error("start the dialer thread"))?;
+        let turns = Semaphore::new(config.starts_at_once.max(1));
         Ok(Self {
             config,
             paths,
             build,
             slots: Arc::new(slots),
             dialer,
+            turns,
+            prepared: Mutex::new(HashMap::new()),
             live: Mutex::new(HashMap::new()),
             work: Mutex::new(HashMap::new()),
         })
@@ -223,6 +233,10 @@ impl Engine for Gvisor {
         opened.map_err(|error| EngineError::DiskDamaged {
             detail: error.to_string(),
         })
+    }
+
+    async fn prepare(&self, spec: &ExecutionSpec, image: &Path) -> Result<(), EngineError> {
+        self.prepare_execution(spec, image).await
     }
 
     async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError> {
@@ -326,6 +340,7 @@ impl Engine for Gvisor {
     }
 
     async fn close(&self) {
+        self.end_prepared().await;
         let (slots, paths) = (Arc::clone(&self.slots), self.paths.clone());
         blocking(move || {
             slots.close();

@@ -94,6 +94,11 @@ impl Paths {
         self.run.join("runsc")
     }
 
+    /// Where the sentry of an execution takes calls.
+    pub(super) fn control_socket(&self, id: &ExecutionId) -> PathBuf {
+        self.runsc_root().join(format!("runsc-{id}.sock"))
+    }
+
     /// Path of the execution's cgroup below the root of each hierarchy.
     pub(super) fn cgroup(&self, id: &ExecutionId) -> String {
         format!("{}/{id}", self.cgroup_parent())
@@ -150,6 +155,10 @@ impl ExecutionDir {
     /// Exists if the execution was restored from an image.
     pub(super) fn restored(&self) -> PathBuf {
         self.0.join("restored")
+    }
+    /// Exists if the execution is frozen, or may be; see `freezing`.
+    pub(super) fn frozen(&self) -> PathBuf {
+        self.0.join("frozen")
     }
     /// What runsc complains about.
     pub(super) fn log(&self) -> PathBuf {

@@ -237,3 +237,27 @@ async fn a_boot_that_fails_spoils_no_image() {
     assert_eq!(host.run(&booted.id, look).await, json!(true));
     host.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_restores_from_the_disk_and_from_the_page_cache() {
+    let host = Host::new();
+    let mut spec = host.boot("disk").await;
+    host.run(&spec.id, "x = os.urandom(64 << 20); import hashlib")
+        .await;
+    let digest = "r = hashlib.sha256(x).hexdigest()";
+    let before = host.run(&spec.id, digest).await;
+    for (image, cached) in [("cold", false), ("warm", true)] {
+        let image = host.directory(image);
+        host.pause(&spec, &image).await;
+        let pages = image.join("pages.img");
+        let file = std::fs::File::open(&pages).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        if cached {
+            std::fs::read(&pages).unwrap();
+        }
+        spec = host.restore(&spec, &image).await;
+        assert_eq!(host.run(&spec.id, digest).await, before, "{cached}");
+    }
+    host.close().await;
+}

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod disks;
 #[cfg(test)]
+mod freezing;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod images;
@@ -19,7 +21,12 @@ mod limits;
 #[cfg(test)]
 mod networks;
 #[cfg(test)]
+mod prepared;
+#[cfg(test)]
 mod sealed;
+#[cfg(test)]
+mod starts;
+#[cfg(test)]
 mod survival;
 #[cfg(test)]
 mod traces;
