@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::exit::ExitStatus;
 use super::live::{Outputs, Process};
-use super::messages::Selector;
+use super::messages::{ProcessConfig, ProcessInfo, Selector};
 use super::reaper::{Reaper, SignalError};
 use crate::log::{Level, Log};
 
@@ -30,9 +30,17 @@ pub(crate) struct Processes {
 
 #[derive(Debug, Default)]
 struct Entries {
-    live: HashMap<u32, Arc<Process>>,
+    live: HashMap<u32, Live>,
     /// Ended within [`RETENTION`], newest last.
     ended: Vec<Arc<Process>>,
+}
+
+/// A live process and what is only of interest while it lives: a command may be megabytes long.
+#[derive(Debug)]
+struct Live {
+    process: Arc<Process>,
+    /// As the client sent it, which is what `List` shows.
+    config: ProcessConfig,
 }
 
 impl Processes {
@@ -46,21 +54,29 @@ impl Processes {
     }
 
     /// All live processes, in no particular order.
-    pub(crate) fn list(&self) -> Vec<Arc<Process>> {
-        self.entries().live.values().cloned().collect()
+    pub(crate) fn list(&self) -> Vec<ProcessInfo> {
+        let entries = self.entries();
+        let describe = |live: &Live| ProcessInfo {
+            config: Some(live.config.clone()),
+            pid: live.process.pid,
+            tag: live.process.tag.clone(),
+        };
+        entries.live.values().map(describe).collect()
+    }
+
+    /// How many processes live.
+    pub(crate) fn count(&self) -> usize {
+        self.entries().live.len()
     }
 
     /// A live process.
     pub(crate) fn find(&self, selector: &Selector) -> Option<Arc<Process>> {
         let entries = self.entries();
-        match selector {
-            Selector::Pid(pid) => entries.live.get(pid).cloned(),
-            Selector::Tag(_) => entries
-                .live
-                .values()
-                .find(|process| process.is(selector))
-                .cloned(),
-        }
+        let found = match selector {
+            Selector::Pid(pid) => entries.live.get(pid),
+            Selector::Tag(_) => entries.live.values().find(|live| live.process.is(selector)),
+        };
+        found.map(|live| Arc::clone(&live.process))
     }
 
     /// A live process, or one that ended a moment ago.
@@ -80,6 +96,7 @@ impl Processes {
     pub(crate) fn adopt(
         self: &Arc<Self>,
         process: &Arc<Process>,
+        config: ProcessConfig,
         outputs: Outputs,
         status: oneshot::Receiver<ExitStatus>,
         deadline: Option<Instant>,
@@ -88,13 +105,18 @@ impl Processes {
         entries.ended.retain(|old| {
             old.pid != process.pid && (process.tag.is_none() || old.tag != process.tag)
         });
-        entries.live.insert(process.pid, Arc::clone(process));
+        let command = config.command_line();
+        let live = Live {
+            process: Arc::clone(process),
+            config,
+        };
+        entries.live.insert(process.pid, live);
         drop(entries);
         let timeout = deadline.map(|deadline| (deadline - Instant::now()).as_millis());
         let fields = json!({
             "event_type": "process_start",
             "pid": process.pid,
-            "command": process.config.command_line(),
+            "command": command,
             "request_timeout_ms": timeout.and_then(|timeout| u64::try_from(timeout).ok()),
         });
         self.log
@@ -113,8 +135,8 @@ impl Processes {
     /// Remembers, for how they end, what the memory guard killed of those among `pids`.
     pub(crate) fn note_out_of_memory(&self, pids: &[u32], text: &str) {
         let entries = self.entries();
-        for process in pids.iter().filter_map(|pid| entries.live.get(pid)) {
-            process.out_of_memory.get_or_init(|| text.to_owned());
+        for live in pids.iter().filter_map(|pid| entries.live.get(pid)) {
+            live.process.out_of_memory.get_or_init(|| text.to_owned());
         }
     }
 
@@ -191,7 +213,7 @@ impl Processes {
         if entries
             .live
             .get(&process.pid)
-            .is_some_and(|live| Arc::ptr_eq(live, process))
+            .is_some_and(|live| Arc::ptr_eq(&live.process, process))
         {
             entries.live.remove(&process.pid);
         }
