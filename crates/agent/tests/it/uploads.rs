@@ -158,6 +158,14 @@ async fn a_body_that_ends_too_early_by_itself_is_refused() {
         ("b", OCTETS, "gzip", &zipped[..100_000], 400),
         ("c", OCTETS, "gzip", &zipped[..5], 400),
         ("d", FORM, "gzip", &zipped_form[..100_000], 400),
+        // All of the form is there, but not the checksum.
+        (
+            "h",
+            FORM,
+            "gzip",
+            &zipped_form[..zipped_form.len() - 1],
+            400,
+        ),
         ("e", FORM, "identity", &form[..100_000], 500),
         ("f", FORM, "identity", &form[..20], 500),
         ("g", FORM, "identity", &b""[..], 500),
