@@ -19,6 +19,9 @@ use crate::log::{Level, Log};
 /// How long a late `Connect` still learns how a process ended.
 const RETENTION: Duration = Duration::from_secs(30);
 
+/// How long a kill is remembered for a process that was forked and is not in the table yet.
+const UNCLAIMED: Duration = Duration::from_secs(5);
+
 /// All processes that clients started.
 #[derive(Debug)]
 pub(crate) struct Processes {
@@ -33,6 +36,8 @@ struct Entries {
     live: HashMap<u32, Live>,
     /// Ended within [`RETENTION`], newest last.
     ended: Vec<Arc<Process>>,
+    /// What the memory guard killed of processes that are about to join.
+    killed: Vec<(u32, Instant, String)>,
 }
 
 /// A live process and what is only of interest while it lives: a command may be megabytes long.
@@ -105,6 +110,13 @@ impl Processes {
         entries.ended.retain(|old| {
             old.pid != process.pid && (process.tag.is_none() || old.tag != process.tag)
         });
+        entries.killed.retain(|(pid, at, text)| {
+            let own = *pid == process.pid;
+            if own && at.elapsed() < UNCLAIMED {
+                process.out_of_memory.get_or_init(|| text.clone());
+            }
+            !own && at.elapsed() < UNCLAIMED
+        });
         let command = config.command_line();
         let live = Live {
             process: Arc::clone(process),
@@ -134,10 +146,17 @@ impl Processes {
 
     /// Remembers, for how they end, what the memory guard killed of those among `pids`.
     pub(crate) fn note_out_of_memory(&self, pids: &[u32], text: &str) {
-        let entries = self.entries();
-        for live in pids.iter().filter_map(|pid| entries.live.get(pid)) {
-            live.process.out_of_memory.get_or_init(|| text.to_owned());
+        let mut entries = self.entries();
+        for pid in pids {
+            match entries.live.get(pid) {
+                Some(live) => {
+                    live.process.out_of_memory.get_or_init(|| text.to_owned());
+                }
+                // The newest of all may be on its way here.
+                None => entries.killed.push((*pid, Instant::now(), text.to_owned())),
+            }
         }
+        entries.killed.retain(|(_, at, _)| at.elapsed() < UNCLAIMED);
     }
 
     async fn see_through(
