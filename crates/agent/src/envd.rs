@@ -181,7 +181,7 @@ impl Envd {
             "/process.Process/SendSignal" => unary!(process::send_signal),
             "/process.Process/CloseStdin" => unary!(process::close_stdin),
             "/process.Process/StreamInput" => {
-                client_stream(request, format, |messages| {
+                client_stream(request, format, &caller, |messages| {
                     process::stream_input(agent(), messages)
                 })
                 .await

@@ -6,6 +6,9 @@ import time
 import urllib.error
 import urllib.request
 
+# A thousand streams at once.
+os.environ["E2B_MAX_CONNECTIONS"] = "2000"
+
 from e2b import CommandExitException, FileNotFoundException, NotEnoughSpaceException, Sandbox
 
 sandbox = Sandbox.create(timeout=1200)
@@ -40,13 +43,19 @@ def well():
 starts = "for i in $(seq 1000); do sleep 1000 & done; echo $(jobs -p | wc -l); kill $(jobs -p); wait"
 assert sandbox.commands.run(starts, timeout=120).stdout == "1000\n"
 handles = [
-    sandbox.commands.run(f"exec sleep {1000 + n}", background=True, timeout=0) for n in range(250)
+    sandbox.commands.run(f"exec sleep {1000 + n}", background=True, timeout=0) for n in range(1000)
 ]
+live = {p.pid for p in sandbox.commands.list()}
+assert len(live) > 400, len(live)
+# Those there was no room for say so.
+for handle in [handle for handle in handles if handle.pid not in live]:
+    try:
+        handle.wait()
+        raise AssertionError("a process that is not there has not ended")
+    except CommandExitException as error:
+        assert "out of memory" in error.error, error
 for handle in handles:
-    handle.disconnect()
-assert {p.pid for p in sandbox.commands.list()} == {handle.pid for handle in handles}
-for handle in handles:
-    assert sandbox.commands.kill(handle.pid)
+    assert sandbox.commands.kill(handle.pid) == (handle.pid in live)
 deadline = time.time() + 30
 while sandbox.commands.list():
     assert time.time() < deadline, sandbox.commands.list()

@@ -385,7 +385,7 @@ impl Engine for Fake {
         })
     }
 
-    fn guest_memory(&self, id: &ExecutionId) -> Result<u64, EngineError> {
+    fn memory_in_use(&self, id: &ExecutionId) -> Result<u64, EngineError> {
         self.with(id, |guest| (32 << 20) + guest.memory())
     }
 

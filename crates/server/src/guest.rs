@@ -80,7 +80,7 @@ impl Guest {
 
     /// Bytes of memory the guest uses now, as the engine sees it.
     pub fn memory(&self) -> Result<u64, EngineError> {
-        self.engine.guest_memory(&self.execution)
+        self.engine.memory_in_use(&self.execution)
     }
 
     /// Lets the agent rely on the host for watching the memory. The caller bounds the time.

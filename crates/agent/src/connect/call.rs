@@ -116,13 +116,7 @@ where
         let message = format.codec.decode(&read_whole(request).await?)?;
         service(caller, message).await
     };
-    let outcome = match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, work)
-            .await
-            .unwrap_or_else(|_| Err(RpcError::deadline())),
-        None => work.await,
-    };
-    let mut response = match outcome {
+    let mut response = match within(deadline, work).await {
         Ok(body) => {
             let mut response = Response::new(body);
             let content_type = HeaderValue::from_static(format.content_type());
@@ -132,12 +126,29 @@ where
         Err(error) => refuse(format, &error),
     };
     if legacy {
-        let header = HeaderName::from_static("x-e2b-legacy-sdk");
-        response
-            .headers_mut()
-            .insert(header, HeaderValue::from_static("true"));
+        tell_legacy(&mut response);
     }
     response
+}
+
+/// The outcome of a call, or that the caller's time was over before.
+async fn within<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<T, RpcError>>,
+) -> Result<T, RpcError> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, work)
+            .await
+            .unwrap_or_else(|_| Err(RpcError::deadline())),
+        None => work.await,
+    }
+}
+
+/// Says that the answer has only what old clients know.
+fn tell_legacy(response: &mut Response<Body>) {
+    let header = HeaderName::from_static("x-e2b-legacy-sdk");
+    let yes = HeaderValue::from_static("true");
+    response.headers_mut().insert(header, yes);
 }
 
 /// Answers a call whose reply is a stream of events.
@@ -151,6 +162,7 @@ where
     M: Message + Default + DeserializeOwned,
     F: Future<Output = Result<Frames, RpcError>>,
 {
+    let legacy = caller.legacy;
     let work = async {
         let mut messages = Messages::new(request, format.codec)?;
         let message = messages.next().await?.ok_or_else(|| {
@@ -158,16 +170,21 @@ where
         })?;
         service(caller, format.codec, message).await
     };
-    match work.await {
+    let mut response = match work.await {
         Ok(frames) => stream_response(format, frames),
         Err(error) => refuse(format, &error),
+    };
+    if legacy {
+        tell_legacy(&mut response);
     }
+    response
 }
 
 /// Answers a call whose request is a stream of messages.
 pub(crate) async fn client_stream<M, R, F>(
     request: Request<Incoming>,
     format: Format,
+    caller: &Caller,
     service: impl FnOnce(Messages<M>) -> F,
 ) -> Response<Body>
 where
@@ -176,7 +193,7 @@ where
     F: Future<Output = Result<R, RpcError>>,
 {
     let work = async { service(Messages::new(request, format.codec)?).await };
-    match work.await {
+    match within(caller.deadline, work).await {
         Ok(message) => {
             let frames = [Ok(format.codec.envelope(&message)), Ok(end_of_stream(None))];
             stream_response(format, futures_util::stream::iter(frames).boxed())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::fchown;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
@@ -67,8 +67,10 @@ pub(crate) async fn compose(
 
 /// The destination is replaced at the end and untouched by a failure.
 fn join(sources: &[String], destination: &str, user: &User) -> Result<(), Failed> {
+    let target = place(destination);
     for source in sources {
-        if source == destination {
+        // Also in another spelling: the sources are removed at the end.
+        if place(source) == target {
             let message = format!("source file is the same as the destination: {source}");
             return Err(Failed::bad_request(message));
         }
@@ -103,6 +105,16 @@ fn join(sources: &[String], destination: &str, user: &User) -> Result<(), Failed
         let _best_effort = fs::remove_file(source);
     }
     Ok(())
+}
+
+/// The directory entry a path names, whichever way it gets there. A link at its end is an entry of
+/// its own.
+fn place(path: &str) -> PathBuf {
+    let path = Path::new(path);
+    match (path.parent().map(fs::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 fn concatenate(sources: &[String], temporary: &str, user: &User) -> io::Result<()> {

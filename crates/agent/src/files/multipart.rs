@@ -63,8 +63,13 @@ where
         while matches!(self.position, Position::Preamble | Position::Content) {
             self.chunk().await?;
         }
-        if self.position == Position::End || self.at_end().await? {
+        if self.position == Position::End {
+            return Ok(None);
+        }
+        if self.at_end().await? {
             self.position = Position::End;
+            // Only at its own end a body shows that it was cut off, or that its checksum is wrong.
+            while self.body.chunk().await?.is_some() {}
             return Ok(None);
         }
         let headers = self.headers().await?;

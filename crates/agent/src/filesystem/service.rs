@@ -122,9 +122,14 @@ pub(crate) async fn remove(
     let path = agent.resolve(&request.path, &user)?;
     let removed = path.clone();
     let reply = blocking(move || {
-        let removed = match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
-            Ok(_) => fs::remove_file(path.trim_end_matches('/')),
+        // With a slash at its end a link would be taken for the directory it leads to.
+        let path = match path.trim_end_matches('/') {
+            "" => "/",
+            path => path,
+        };
+        let removed = match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
             Err(error) => Err(error),
         };
         match removed {

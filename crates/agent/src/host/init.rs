@@ -38,7 +38,7 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
         agent.clients.hang_up_all();
         agent.host_watch.forget();
         agent.hooks.started(before.as_deref(), &request.sandbox_id);
-        let fields = json!({"processes": agent.processes.list().len()});
+        let fields = json!({"processes": agent.processes.count()});
         agent
             .log
             .add(Level::Info, "envd", "the sandbox runs", fields);
@@ -60,7 +60,7 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         envd_version: ENVD_VERSION.to_owned(),
         boot_id: boot_id(),
-        processes: agent.processes.list().len(),
+        processes: agent.processes.count(),
         hooks_due: agent.hooks.due(),
     }
 }

@@ -5,6 +5,9 @@
 //! looks how much memory is left, the more often the less there is, and kills the biggest one when
 //! the sandbox has used up what it was promised. Between the promise and the host's limit is the
 //! engine's headroom, which is the guard's time to act.
+//!
+//! The engine needs memory for every process, too. When there are so many that the headroom does not
+//! cover them, the newest ones are killed: there is no room for another one.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -41,6 +44,7 @@ pub(crate) async fn guard_memory(agent: &Agent) {
         match pause {
             Look::Enough(pause) => tokio::time::sleep(pause).await,
             Look::Killed { limit } => relief(limit).await,
+            Look::Crowded(killed) => deaths(&killed).await,
         }
     }
 }
@@ -51,17 +55,35 @@ enum Look {
     Enough(Duration),
     /// A process is about to end, and to give back what is above this limit.
     Killed { limit: u64 },
+    /// These processes are about to end.
+    Crowded(Vec<u32>),
 }
 
 fn look(agent: &Agent, limit: u64) -> Look {
     match memory::used(limit) {
-        Ok(used) if used < limit => Look::Enough(pause(limit - used)),
+        Ok(used) if used < limit => look_for_room(agent, used, limit),
         Ok(used) => match kill_biggest(agent, used, limit) {
             Ok(true) => Look::Killed { limit },
             // Memory that belongs to no process, such as files in memory.
             Ok(false) | Err(_) => Look::Enough(LONGEST_PAUSE),
         },
         // The figures cannot be read for want of memory, perhaps: look again soon.
+        Err(_) => Look::Enough(SHORTEST_PAUSE),
+    }
+}
+
+/// Whether the processes fit beside each other, though they use less memory than was promised.
+fn look_for_room(agent: &Agent, used: u64, limit: u64) -> Look {
+    let left = memory::left_by_engine(used, agent.processes.count() as u64);
+    if used < left {
+        return Look::Enough(pause(limit.min(left) - used));
+    }
+    match memory::used(left) {
+        Ok(used) if used < left => Look::Enough(pause(limit.min(left) - used)),
+        Ok(used) => match kill_newest(agent, used - left) {
+            Ok(killed) if !killed.is_empty() => Look::Crowded(killed),
+            Ok(_) | Err(_) => Look::Enough(LONGEST_PAUSE),
+        },
         Err(_) => Look::Enough(SHORTEST_PAUSE),
     }
 }
@@ -73,29 +95,63 @@ fn pause(free: u64) -> Duration {
 
 fn kill_biggest(agent: &Agent, used: u64, limit: u64) -> io::Result<bool> {
     let processes = memory::processes()?;
-    let Some((victim, ancestors)) = biggest(&processes, std::process::id()) else {
+    let descendants = descendants(&processes, std::process::id());
+    let Some(victim) = descendants.iter().max_by_key(|one| one.usage.resident) else {
         return Ok(false);
     };
-    let pid = i32::try_from(victim.pid).ok().and_then(Pid::from_raw);
-    let Some(pid) = pid else { return Ok(false) };
-    let text = format!(
-        "out of memory: the sandbox used {} of {} MiB, and process {} ({}) with {} MiB was killed",
-        used / MIB,
-        limit / MIB,
-        victim.pid,
-        victim.name,
-        victim.resident / MIB,
-    );
-    // Before the signal, which may be the end of the process.
-    agent.processes.note_out_of_memory(&ancestors, &text);
-    kill_process(pid, Signal::KILL)?;
-    let fields = json!({"pid": victim.pid, "name": victim.name, "resident_bytes": victim.resident});
-    agent.log.add(Level::Warn, "memory", &text, fields);
+    let reason = format!("the sandbox used {} of {} MiB", used / MIB, limit / MIB);
+    victim.kill(agent, &reason)?;
     Ok(true)
 }
 
-/// The descendant of `root` with the most memory, and the pids from it up to below `root`.
-fn biggest(processes: &[Usage], root: u32) -> Option<(&Usage, Vec<u32>)> {
+/// Kills as many as make `missing` bytes of the engine free, at least one.
+fn kill_newest(agent: &Agent, missing: u64) -> io::Result<Vec<u32>> {
+    let processes = memory::processes()?;
+    let mut descendants = descendants(&processes, std::process::id());
+    descendants.sort_unstable_by_key(|one| (one.usage.started, one.usage.pid));
+    let reason = format!("{} processes are too many for it", processes.len());
+    let wanted = usize::try_from(missing / memory::ENGINE_PER_PROCESS).unwrap_or(usize::MAX);
+    let mut killed = Vec::new();
+    for victim in descendants.iter().rev().take(wanted.saturating_add(1)) {
+        victim.kill(agent, &reason)?;
+        killed.push(victim.usage.pid);
+    }
+    Ok(killed)
+}
+
+/// A process below the agent.
+struct Descendant<'a> {
+    usage: &'a Usage,
+    /// The pids from it up to below the agent.
+    line: Vec<u32>,
+}
+
+impl Descendant<'_> {
+    fn kill(&self, agent: &Agent, reason: &str) -> io::Result<()> {
+        let Usage {
+            pid,
+            name,
+            resident,
+            ..
+        } = self.usage;
+        let Some(target) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else {
+            return Ok(());
+        };
+        let text = format!(
+            "out of memory: {reason}, and process {pid} ({name}) with {} MiB was killed",
+            resident / MIB,
+        );
+        // Before the signal, which may be the end of the process.
+        agent.processes.note_out_of_memory(&self.line, &text);
+        kill_process(target, Signal::KILL)?;
+        let fields = json!({"pid": pid, "name": name, "resident_bytes": resident});
+        agent.log.add(Level::Warn, "memory", &text, fields);
+        Ok(())
+    }
+}
+
+/// The descendants of `root`.
+fn descendants(processes: &[Usage], root: u32) -> Vec<Descendant<'_>> {
     let parents: HashMap<u32, u32> = processes
         .iter()
         .map(|process| (process.pid, process.parent))
@@ -117,8 +173,20 @@ fn biggest(processes: &[Usage], root: u32) -> Option<(&Usage, Vec<u32>)> {
     processes
         .iter()
         .filter(|process| process.pid != root)
-        .filter_map(|process| Some((process, line_of(process.pid)?)))
-        .max_by_key(|(process, _)| process.resident)
+        .filter_map(|usage| {
+            let line = line_of(usage.pid)?;
+            Some(Descendant { usage, line })
+        })
+        .collect()
+}
+
+/// Waits until killed processes are gone.
+async fn deaths(killed: &[u32]) {
+    let deadline = Instant::now() + DEATH_LIMIT;
+    let lives = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+    while Instant::now() < deadline && killed.iter().any(lives) {
+        tokio::time::sleep(SHORTEST_PAUSE).await;
+    }
 }
 
 /// Waits until a kill has brought the use below the limit, or has turned out not to be enough.
@@ -146,11 +214,12 @@ mod tests {
             parent,
             name: format!("p{pid}"),
             resident,
+            started: 0,
         }
     }
 
     #[test]
-    fn the_biggest_descendant_is_found_with_its_line_and_strangers_are_spared() {
+    fn descendants_are_found_with_their_lines_and_strangers_are_spared() {
         let processes = [
             process(1, 0, 900),
             process(5, 1, 1),
@@ -160,9 +229,10 @@ mod tests {
             process(9, 10, 700),
             process(10, 9, 700),
         ];
-        let (victim, line) = biggest(&processes, 1).unwrap();
-        assert_eq!((victim.pid, line), (6, vec![6, 5]));
-        assert!(biggest(&processes, 7).is_none());
+        let found = descendants(&processes, 1);
+        let lines: Vec<_> = found.iter().map(|one| one.line.as_slice()).collect();
+        assert_eq!(lines, [&[5][..], &[6, 5], &[7, 6, 5]]);
+        assert!(descendants(&processes, 7).is_empty());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::fanout::Fanout;
-use super::messages::{EndEvent, Output, ProcessConfig, PtySize};
+use super::messages::{EndEvent, Output, PtySize};
 use super::pipes::{self, AgentEnds, Channel};
 
 /// Largest piece of output, from a pipe and from a terminal.
@@ -31,8 +31,6 @@ const LEFTOVER_READS: usize = 64;
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) tag: Option<String>,
-    /// As the client sent it, which is what `List` shows.
-    pub(crate) config: ProcessConfig,
     /// Output for subscribers.
     pub(crate) fanout: Fanout,
     /// Set before the fanout closes.
@@ -110,7 +108,6 @@ impl Process {
     pub(crate) fn new(
         pid: u32,
         tag: Option<String>,
-        config: ProcessConfig,
         ends: AgentEnds,
         stall_limit: Duration,
     ) -> (Arc<Self>, Outputs) {
@@ -138,7 +135,6 @@ impl Process {
         let process = Self {
             pid,
             tag,
-            config,
             fanout: Fanout::new(stall_limit),
             end: OnceLock::new(),
             deadline_passed: AtomicBool::new(false),

@@ -12,8 +12,8 @@ use super::exit::ExitStatus;
 use super::live::{InputError, Process};
 use super::messages::{
     CloseStdinRequest, ConnectRequest, Input, ListRequest, ListResponse, Nothing, Output,
-    ProcessConfig, ProcessInfo, ProcessInput, ProcessSelector, Selector, SendInputRequest,
-    SendSignalRequest, StartRequest, StreamInput, StreamInputRequest, UpdateRequest,
+    ProcessConfig, ProcessInput, ProcessSelector, Selector, SendInputRequest, SendSignalRequest,
+    StartRequest, StreamInput, StreamInputRequest, UpdateRequest,
 };
 use super::pipes::{AgentEnds, Ends};
 use super::reaper::SignalError;
@@ -32,17 +32,8 @@ pub(crate) async fn list(
     _caller: Caller,
     _request: ListRequest,
 ) -> Result<ListResponse, RpcError> {
-    let processes = agent
-        .processes
-        .list()
-        .into_iter()
-        .map(|process| ProcessInfo {
-            config: Some(process.config.clone()),
-            pid: process.pid,
-            tag: process.tag.clone(),
-        });
     Ok(ListResponse {
-        processes: processes.collect(),
+        processes: agent.processes.list(),
     })
 }
 
@@ -91,12 +82,12 @@ async fn begin(
     })
     .await?;
     let (tag, ends) = (started.tag, started.ends);
-    let (process, outputs) = Process::new(started.pid, tag, config, ends, agent.stall_limit);
+    let (process, outputs) = Process::new(started.pid, tag, ends, agent.stall_limit);
     // Before anything is read, so that the starter misses nothing.
     let output = process.fanout.subscribe(Arc::clone(&caller.hangup));
     agent
         .processes
-        .adopt(&process, outputs, started.status, caller.deadline);
+        .adopt(&process, config, outputs, started.status, caller.deadline);
     Ok((process, output))
 }
 

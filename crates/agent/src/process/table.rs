@@ -12,12 +12,15 @@ use tokio::time::Instant;
 
 use super::exit::ExitStatus;
 use super::live::{Outputs, Process};
-use super::messages::Selector;
+use super::messages::{ProcessConfig, ProcessInfo, Selector};
 use super::reaper::{Reaper, SignalError};
 use crate::log::{Level, Log};
 
 /// How long a late `Connect` still learns how a process ended.
 const RETENTION: Duration = Duration::from_secs(30);
+
+/// How long a kill is remembered for a process that was forked and is not in the table yet.
+const UNCLAIMED: Duration = Duration::from_secs(5);
 
 /// All processes that clients started.
 #[derive(Debug)]
@@ -30,9 +33,19 @@ pub(crate) struct Processes {
 
 #[derive(Debug, Default)]
 struct Entries {
-    live: HashMap<u32, Arc<Process>>,
+    live: HashMap<u32, Live>,
     /// Ended within [`RETENTION`], newest last.
     ended: Vec<Arc<Process>>,
+    /// What the memory guard killed of processes that are about to join.
+    killed: Vec<(u32, Instant, String)>,
+}
+
+/// A live process and what is only of interest while it lives: a command may be megabytes long.
+#[derive(Debug)]
+struct Live {
+    process: Arc<Process>,
+    /// As the client sent it, which is what `List` shows.
+    config: ProcessConfig,
 }
 
 impl Processes {
@@ -46,21 +59,29 @@ impl Processes {
     }
 
     /// All live processes, in no particular order.
-    pub(crate) fn list(&self) -> Vec<Arc<Process>> {
-        self.entries().live.values().cloned().collect()
+    pub(crate) fn list(&self) -> Vec<ProcessInfo> {
+        let entries = self.entries();
+        let describe = |live: &Live| ProcessInfo {
+            config: Some(live.config.clone()),
+            pid: live.process.pid,
+            tag: live.process.tag.clone(),
+        };
+        entries.live.values().map(describe).collect()
+    }
+
+    /// How many processes live.
+    pub(crate) fn count(&self) -> usize {
+        self.entries().live.len()
     }
 
     /// A live process.
     pub(crate) fn find(&self, selector: &Selector) -> Option<Arc<Process>> {
         let entries = self.entries();
-        match selector {
-            Selector::Pid(pid) => entries.live.get(pid).cloned(),
-            Selector::Tag(_) => entries
-                .live
-                .values()
-                .find(|process| process.is(selector))
-                .cloned(),
-        }
+        let found = match selector {
+            Selector::Pid(pid) => entries.live.get(pid),
+            Selector::Tag(_) => entries.live.values().find(|live| live.process.is(selector)),
+        };
+        found.map(|live| Arc::clone(&live.process))
     }
 
     /// A live process, or one that ended a moment ago.
@@ -80,6 +101,7 @@ impl Processes {
     pub(crate) fn adopt(
         self: &Arc<Self>,
         process: &Arc<Process>,
+        config: ProcessConfig,
         outputs: Outputs,
         status: oneshot::Receiver<ExitStatus>,
         deadline: Option<Instant>,
@@ -88,13 +110,25 @@ impl Processes {
         entries.ended.retain(|old| {
             old.pid != process.pid && (process.tag.is_none() || old.tag != process.tag)
         });
-        entries.live.insert(process.pid, Arc::clone(process));
+        entries.killed.retain(|(pid, at, text)| {
+            let own = *pid == process.pid;
+            if own && at.elapsed() < UNCLAIMED {
+                process.out_of_memory.get_or_init(|| text.clone());
+            }
+            !own && at.elapsed() < UNCLAIMED
+        });
+        let command = config.command_line();
+        let live = Live {
+            process: Arc::clone(process),
+            config,
+        };
+        entries.live.insert(process.pid, live);
         drop(entries);
         let timeout = deadline.map(|deadline| (deadline - Instant::now()).as_millis());
         let fields = json!({
             "event_type": "process_start",
             "pid": process.pid,
-            "command": process.config.command_line(),
+            "command": command,
             "request_timeout_ms": timeout.and_then(|timeout| u64::try_from(timeout).ok()),
         });
         self.log
@@ -112,10 +146,17 @@ impl Processes {
 
     /// Remembers, for how they end, what the memory guard killed of those among `pids`.
     pub(crate) fn note_out_of_memory(&self, pids: &[u32], text: &str) {
-        let entries = self.entries();
-        for process in pids.iter().filter_map(|pid| entries.live.get(pid)) {
-            process.out_of_memory.get_or_init(|| text.to_owned());
+        let mut entries = self.entries();
+        for pid in pids {
+            match entries.live.get(pid) {
+                Some(live) => {
+                    live.process.out_of_memory.get_or_init(|| text.to_owned());
+                }
+                // The newest of all may be on its way here.
+                None => entries.killed.push((*pid, Instant::now(), text.to_owned())),
+            }
         }
+        entries.killed.retain(|(_, at, _)| at.elapsed() < UNCLAIMED);
     }
 
     async fn see_through(
@@ -191,7 +232,7 @@ impl Processes {
         if entries
             .live
             .get(&process.pid)
-            .is_some_and(|live| Arc::ptr_eq(live, process))
+            .is_some_and(|live| Arc::ptr_eq(&live.process, process))
         {
             entries.live.remove(&process.pid);
         }

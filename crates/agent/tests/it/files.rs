@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::process::Command;
 
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -312,4 +313,81 @@ async fn files_are_joined_in_order_and_removed() {
     );
     assert_eq!(fs::read_to_string(path("out")).unwrap(), "onetwo");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    // The destination in another spelling is no source: it would be removed at the end.
+    fs::create_dir(path("sub")).unwrap();
+    symlink(folder.path(), path("sub/up")).unwrap();
+    for source in ["out", "sub/../out", "./out", "sub/up/out"] {
+        let refused = compose(&[source]).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{source}");
+        assert_eq!(fs::read_to_string(path("out")).unwrap(), "onetwo");
+    }
+    symlink("out", path("link")).unwrap();
+    assert_eq!(compose(&["link"]).await.status, StatusCode::OK);
+    assert_eq!(fs::read_to_string(path("out")).unwrap(), "onetwo");
+}
+
+/// A small file system of its own, unmounted at the end.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount(options: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(folder.path())
+            .status();
+        assert!(mounted.unwrap().success());
+        Self(folder)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _left_behind = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_file_system_is_507() {
+    let agent = Agent::start().await;
+    let disk = Small::mount("size=64k");
+    let path = disk.0.path().join("big");
+    let uri = format!("/files?path={}", path.display());
+    let big = vec![0; 1_000_000];
+    let message = "attempted to write 1000000 bytes: not enough disk space available";
+    let answer = post(&agent, &uri, &[OCTETS], big.clone()).await;
+    assert_eq!(answer.json(), json!({"code": 507, "message": message}));
+    let zipped = [OCTETS, ("content-encoding", "gzip")];
+    let answer = post(&agent, &uri, &zipped, gzip(&big)).await;
+    assert_eq!(answer.status, StatusCode::INSUFFICIENT_STORAGE);
+    let content = "x".repeat(1_000_000);
+    let answer = post(&agent, &uri, &[FORM], form(&[("file", "x", &content)])).await;
+    assert_eq!(answer.status, StatusCode::INSUFFICIENT_STORAGE);
+
+    fs::remove_file(&path).unwrap();
+    for name in ["1", "2"] {
+        fs::write(disk.0.path().join(name), vec![0; 24 * 1024]).unwrap();
+    }
+    let body = json!({
+        "source_paths": [disk.0.path().join("1"), disk.0.path().join("2")],
+        "destination": disk.0.path().join("out"),
+    });
+    let json = ("content-type", "application/json");
+    let answer = post(&agent, "/files/compose", &[json], body.to_string()).await;
+    assert_eq!(answer.status, StatusCode::INSUFFICIENT_STORAGE);
+    // Sources are there, and nothing else.
+    assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 2);
+
+    // The root and the first file are two of them.
+    let inodes = Small::mount("nr_inodes=2");
+    fs::write(inodes.0.path().join("1"), "").unwrap();
+    for name in ["2", "new/2"] {
+        let uri = format!("/files?path={}", inodes.0.path().join(name).display());
+        let answer = post(&agent, &uri, &[OCTETS], "x").await;
+        assert_eq!(
+            answer.json(),
+            json!({"code": 507, "message": "not enough inodes available"})
+        );
+    }
 }

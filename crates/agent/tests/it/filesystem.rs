@@ -124,6 +124,25 @@ async fn files_move_and_disappear() {
     assert_eq!(through.json()["code"], "not_found");
 }
 
+#[tokio::test]
+async fn removing_a_link_leaves_what_it_leads_to() {
+    let agent = Agent::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+    for slash in ["", "/", "//"] {
+        fs::create_dir_all(&target).unwrap();
+        fs::write(target.join("kept"), "x").unwrap();
+        symlink(&target, &link).unwrap();
+        let path = format!("{}{slash}", link.display());
+        agent.call(&method("Remove"), &json!({"path": path})).await;
+        assert!(!link.is_symlink(), "{path}");
+        assert!(target.join("kept").exists(), "{path}");
+    }
+    let path = format!("{}/", target.display());
+    agent.call(&method("Remove"), &json!({"path": path})).await;
+    assert!(!target.exists());
+}
+
 /// Most memory the process ever had, in bytes.
 fn peak_memory(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

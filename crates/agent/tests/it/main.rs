@@ -16,4 +16,6 @@ mod process;
 #[cfg(test)]
 mod protocol;
 #[cfg(test)]
+mod uploads;
+#[cfg(test)]
 mod watch;

@@ -251,6 +251,35 @@ async fn a_tag_is_found_among_several() {
 }
 
 #[tokio::test]
+async fn commands_that_have_ended_take_no_memory() {
+    let agent = Agent::start().await;
+    // Each is remembered for half a minute, but not what was run.
+    let arguments = vec!["x".repeat(100_000); 15];
+    for number in 0..80 {
+        let tag = number.to_string();
+        let process = json!({"cmd": "true", "args": arguments});
+        let message = json!({"process": process, "tag": tag});
+        let finished = agent.start_process(&[], &message).await.finish().await;
+        assert_eq!(finished.end["exited"], true);
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes: u64 = line
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(kibibytes < 64 * 1024, "{kibibytes} KiB");
+    let selector = json!({"process": {"tag": "79"}});
+    let late = agent
+        .stream("/process.Process/Connect", &[], &selector)
+        .await;
+    assert_eq!(late.finish().await.end["status"], "exit status 0");
+}
+
+#[tokio::test]
 async fn without_stdin_the_process_reads_nothing() {
     let agent = Agent::start().await;
     assert_eq!(

@@ -130,6 +130,41 @@ async fn a_stream_begins_when_it_watches_and_describes_files_on_request() {
 }
 
 #[tokio::test]
+async fn a_watched_directory_that_goes_away_says_so_once_and_the_stream_stays() {
+    let agent = Agent::start().await;
+    for (gone, told) in [("removed", "REMOVE"), ("moved", "RENAME")] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("watched");
+        fs::create_dir(&path).unwrap();
+        let message = json!({"path": path, "recursive": true});
+        let id = watch(&agent, message.clone()).await;
+        let keepalive = [("keepalive-ping-interval", "1")];
+        let mut stream = agent
+            .stream(&method("WatchDir"), &keepalive, &message)
+            .await;
+        assert_eq!(stream.next().await.unwrap().1, json!({"start": {}}));
+        let elsewhere = folder.path().join("elsewhere");
+        match gone {
+            "removed" => fs::remove_dir(&path).unwrap(),
+            _ => fs::rename(&path, &elsewhere).unwrap(),
+        }
+        // Neither what comes to its name afterwards nor what happens where it is now.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("new"), "x").unwrap();
+        fs::create_dir_all(&elsewhere).unwrap();
+        fs::write(elsewhere.join("new"), "x").unwrap();
+        let kind = format!("EVENT_TYPE_{told}");
+        let (_, event) = stream.next().await.unwrap();
+        assert_eq!(event["filesystem"], json!({"name": ".", "type": kind}));
+        assert_eq!(stream.next().await.unwrap().1, json!({"keepalive": {}}));
+        assert_eq!(events(&agent, &id).await, pairs(&[(".", told)]));
+        agent
+            .call(&method("RemoveWatcher"), &json!({"watcherId": id}))
+            .await;
+    }
+}
+
+#[tokio::test]
 async fn a_stream_ends_with_its_deadline_and_refuses_what_is_no_directory() {
     let agent = Agent::start().await;
     let timeout = [("connect-timeout-ms", "100")];

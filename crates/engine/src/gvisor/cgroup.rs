@@ -36,6 +36,18 @@ pub(super) fn memory(cgroup: &str) -> io::Result<(u64, u64)> {
     Ok((value(shmem), value(file).saturating_sub(value(shmem))))
 }
 
+/// Bytes of the guest's memory and of the engine's own, which grows with every process of the guest.
+pub(super) fn in_use(cgroup: &str) -> io::Result<u64> {
+    let (own, shmem) = if is_v2() {
+        ("anon", "shmem")
+    } else {
+        ("total_rss", "total_shmem")
+    };
+    let stat = std::fs::read_to_string(memory_directory(cgroup).join("memory.stat"))?;
+    let value = |key| lookup(&stat, key).unwrap_or(0);
+    Ok(value(own) + value(shmem))
+}
+
 /// CPU time of everything in it since it was made.
 pub(super) fn cpu_time(cgroup: &str) -> io::Result<Duration> {
     let relative = cgroup.trim_start_matches('/');

@@ -280,11 +280,10 @@ impl Engine for Gvisor {
             .map_err(failed(format!("read what {id} uses")))
     }
 
-    fn guest_memory(&self, id: &ExecutionId) -> Result<u64, EngineError> {
+    fn memory_in_use(&self, id: &ExecutionId) -> Result<u64, EngineError> {
         self.require(id)?;
-        let memory = cgroup::memory(&self.paths.cgroup(id));
-        let (guest, _cache) = memory.map_err(failed(format!("read the memory use of {id}")))?;
-        Ok(guest)
+        cgroup::in_use(&self.paths.cgroup(id))
+            .map_err(failed(format!("read the memory use of {id}")))
     }
 
     async fn checkpoint(&self, id: &ExecutionId, image: &Path) -> Result<(), EngineError> {

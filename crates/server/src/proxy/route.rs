@@ -5,7 +5,8 @@
 //! 1. a host `<port>-<sandbox id>[-<client id>].<anything>` names a port of a sandbox, and wins;
 //! 2. on the few hosts that an operator gives to clients as `E2B_SANDBOX_URL`, the two headers
 //!    `E2b-Sandbox-Id` and `E2b-Sandbox-Port` do. Never on other hosts: a page in a browser could
-//!    steer its requests from one sandbox to another;
+//!    steer its requests from one sandbox to another. Nor do they turn calls of the control plane
+//!    into calls of an agent;
 //! 3. a signed file URL names no sandbox at all; the signature tells (see `signature`);
 //! 4. everything else is for the control plane.
 
@@ -122,11 +123,19 @@ fn target(uri: &Uri, headers: &HeaderMap, hosts: &Hosts) -> Result<Option<Target
     {
         return Ok(Some(target));
     }
-    if hosts.honours_headers(&host) {
-        target_of_headers(headers)
-    } else {
-        Ok(None)
+    if !hosts.honours_headers(&host) {
+        return Ok(None);
     }
+    let target = target_of_headers(headers)?;
+    Ok(target.filter(|target| !(target.port == ENVD_PORT && is_control_plane(uri.path()))))
+}
+
+/// Python SDKs from 2.7 to 2.28 name the agent in the headers of a call to the control plane:
+/// `Sandbox.connect`. The agent has no such paths.
+fn is_control_plane(path: &str) -> bool {
+    path.strip_prefix("/v2")
+        .unwrap_or(path)
+        .starts_with("/sandboxes/")
 }
 
 /// The host of a request: of its target if that has one (proxies, HTTP/2), else of the header.

@@ -140,6 +140,7 @@ impl Tree {
             // A subdirectory about itself: its parent reports the same.
             None => return,
         };
+        let root_moved = directory.is_empty() && raw.flags.contains(ReadFlags::MOVE_SELF);
         let is_directory = raw.flags.contains(ReadFlags::ISDIR);
         if raw.flags.contains(ReadFlags::MOVED_FROM) && is_directory && self.recursive {
             reading
@@ -166,6 +167,13 @@ impl Tree {
                     kind,
                 });
             }
+        }
+        if root_moved {
+            // What happens there is not below the watched path any more.
+            for (watch, _) in self.directories.drain() {
+                let _may_be_gone = inotify::remove_watch(inotify, watch);
+            }
+            return;
         }
         let appeared = raw
             .flags
@@ -318,6 +326,22 @@ mod tests {
         fs::remove_dir(watched.folder.path()).unwrap();
         assert_eq!(watched.changes(), [change(".", EventType::Remove)]);
         fs::create_dir(watched.folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_root_that_was_moved_away_is_reported_once_and_then_nothing() {
+        for recursive in [false, true] {
+            let mut watched = Watched::new(recursive);
+            let outside = tempfile::tempdir().unwrap();
+            let moved = outside.path().join("moved");
+            fs::rename(watched.folder.path(), &moved).unwrap();
+            fs::write(moved.join("at once"), "x").unwrap();
+            assert_eq!(watched.changes(), [change(".", EventType::Rename)]);
+            fs::write(moved.join("later"), "x").unwrap();
+            fs::write(moved.join("old/later"), "x").unwrap();
+            assert_eq!(watched.changes(), []);
+            fs::create_dir(watched.folder.path()).unwrap();
+        }
     }
 
     #[test]

@@ -251,6 +251,22 @@ fn a_signed_file_url_without_a_sandbox_is_told_by_its_signature() {
 }
 
 #[test]
+fn a_call_of_the_control_plane_stays_one_with_the_headers_of_an_agent() {
+    let local = ("host", "localhost:3000");
+    let with_port = |port| [local, ("e2b-sandbox-id", ID), ("e2b-sandbox-port", port)];
+    for version in ["", "/v2"] {
+        let path = format!("{version}/sandboxes/{ID}/connect");
+        let decision = ask(&Method::POST, &path, &with_port("49983"));
+        assert_eq!(decision, Decision::Api, "{path}");
+        // A program of the user may have any path.
+        let decision = ask(&Method::POST, &path, &with_port("8080"));
+        assert_eq!(decision, to(8080), "{path}");
+    }
+    let decision = ask(&Method::POST, "/process.Process/List", &with_port("49983"));
+    assert_eq!(decision, to(49983));
+}
+
+#[test]
 fn tunnels_are_refused() {
     let uri = format!("8080-{ID}.localhost:443");
     let decision = ask(&Method::CONNECT, &uri, &[]);
