@@ -52,6 +52,13 @@ fn snapshots_forks_and_rollbacks_are_what_they_claim_to_be() {
 }
 
 #[test]
+fn one_that_was_paused_for_long_takes_less_and_comes_back() {
+    let server = Server::start("[cold]\nseconds = 1");
+    println!("{}", server.run("cold.py", &[]));
+    server.assert_nothing_left();
+}
+
+#[test]
 fn each_limit_stops_its_own_sandbox_only() {
     let server = Server::start(SMALL);
     server.run("limits.py", &[]);
