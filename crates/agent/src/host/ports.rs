@@ -34,7 +34,7 @@ pub(super) fn move_on() -> io::Result<()> {
 
 fn part(turn: u16) -> (u16, u16) {
     let first = FIRST + turn % PARTS * SIZE;
-    (first, first + SIZE - 1)
+    (first, first + (SIZE - 1))
 }
 
 fn is_ours(range: &str) -> bool {
