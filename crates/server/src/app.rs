@@ -119,7 +119,12 @@ pub async fn serve(config: Config, faults: Faults) -> anyhow::Result<()> {
         tracing::warn!(error = ?error, "the last events could not be written");
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
-    sandboxes.close().await;
+    if tokio::time::timeout(SHUTDOWN_LIMIT, sandboxes.close())
+        .await
+        .is_err()
+    {
+        tracing::warn!("not all that was held in memory is gone; the next start removes it");
+    }
     engine.close().await;
     Ok(())
 }

@@ -13,6 +13,8 @@ use crate::sandbox::{HookFailure, HookSettings, Settings, WarmSettings, host_mem
 pub const DEFAULT_PORT: u16 = 3000;
 /// Where everything durable is kept unless told otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/sandbase";
+/// Seconds of a year.
+const LONGEST: u64 = 31_536_000;
 /// Where set-up installs the engine.
 pub const DEFAULT_RUNSC: &str = "/usr/local/lib/sandbase/engine/runsc";
 
@@ -308,6 +310,19 @@ impl Config {
             .sandbox
             .check()
             .map_err(|problem| wrong(problem.to_owned()))?;
+        if config.cold.seconds > LONGEST {
+            return Err(wrong(format!(
+                "cold.seconds must be at most {LONGEST} (a year)"
+            )));
+        }
+        if config.warm.seconds > LONGEST {
+            return Err(wrong(format!(
+                "warm.seconds must be at most {LONGEST} (a year)"
+            )));
+        }
+        if config.pool.most > 100 {
+            return Err(wrong("pool.most must be at most 100".to_owned()));
+        }
         if config.warm.memory_percent > 90 {
             return Err(wrong("warm.memory_percent must be at most 90".to_owned()));
         }
@@ -378,6 +393,9 @@ mod tests {
         for text in [
             "nonsense = 1",
             "[sandbox]\nvcpus = 0",
+            "[cold]\nseconds = 99999999999",
+            "[warm]\nmemory_percent = 91",
+            "[pool]\nmost = 101",
             "[sandbox]\nmemory_mib = \"x\"",
         ] {
             std::fs::write(&path, text).unwrap();

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use agent_api::{MEMORY_WATCH_LIMIT, MemoryWatch};
 use engine::ExecutionId;
+use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -50,10 +51,10 @@ pub async fn watch(sandboxes: Arc<Sandboxes>, stop: CancellationToken) {
             _always = changes.changed() => {}
         }
         let running = running(&sandboxes);
-        watched.retain(|execution| running.contains_key(execution));
+        watched.retain(|run| running.contains_key(run));
         while runs.try_join_next().is_some() {}
-        for (execution, (route, limit)) in running {
-            if watched.insert(execution) {
+        for (run, (route, limit)) in running {
+            if watched.insert(run) {
                 runs.spawn(async move {
                     tokio::select! {
                         () = route.ended.cancelled() => {}
@@ -65,15 +66,18 @@ pub async fn watch(sandboxes: Arc<Sandboxes>, stop: CancellationToken) {
     }
 }
 
+/// An execution and when its run began: one that is thawed begins another.
+type Run = (ExecutionId, OffsetDateTime);
+
 /// The ways into all runs, and how much memory each may use.
-fn running(sandboxes: &Sandboxes) -> HashMap<ExecutionId, (Route, u64)> {
+fn running(sandboxes: &Sandboxes) -> HashMap<Run, (Route, u64)> {
     let views = sandboxes.list().into_iter();
     views
         .filter(|view| view.state == PublicState::Running)
         .filter_map(|view| {
             let route = sandboxes.route(&view.id).ok()?;
-            let execution = route.guest.execution().clone();
-            Some((execution, (route, view.memory_mb * MIB)))
+            let run = (route.guest.execution().clone(), view.started_at);
+            Some((run, (route, view.memory_mb * MIB)))
         })
         .collect()
 }

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, CWD, RenameFlags, fadvise, renameat_with};
@@ -45,8 +46,7 @@ impl Images {
     /// Packs an image. Nobody may be reading it. `go_on` is asked every now and then.
     pub fn pack(&self, id: &ImageId, go_on: &dyn Fn() -> bool) -> Result<Packing, ImageError> {
         let manifest = self.check(id)?;
-        let large = |file: &FileEntry| file.size_bytes >= PACKED_FROM;
-        if manifest.is_packed() || !manifest.files.iter().any(large) {
+        if manifest.is_packed() || !self.is_promising(&manifest)? {
             return Ok(Packing::NotWorthIt);
         }
         let staging = self.directory().join(format!("{STAGING_PREFIX}{id}"));
@@ -56,17 +56,44 @@ impl Images {
         match packed {
             Ok(packing @ Packing::Packed { .. }) => {
                 let target = self.path(id);
-                renameat_with(CWD, &staging, CWD, &target, RenameFlags::EXCHANGE)
-                    .map_err(|error| io_error("exchange with", &target)(error.into()))?;
-                sync(self.directory())?;
+                let exchanged = renameat_with(CWD, &staging, CWD, &target, RenameFlags::EXCHANGE)
+                    .map_err(|error| io_error("exchange with", &target)(error.into()))
+                    .and_then(|()| sync(self.directory()));
+                // One of the two, and each is the image.
                 remove(&staging)?;
-                Ok(packing)
+                exchanged.map(|()| packing)
             }
             other => {
                 remove(&staging)?;
                 other
             }
         }
+    }
+
+    /// Whether packing may win something: a look at samples of the large files. What others have
+    /// names of, too, would be there twice.
+    fn is_promising(&self, manifest: &Manifest) -> Result<bool, ImageError> {
+        let mut samples = (0, 0);
+        for file in manifest
+            .files
+            .iter()
+            .filter(|file| file.size_bytes >= PACKED_FROM)
+        {
+            let path = self.path(&manifest.id).join(&file.name);
+            let opened = File::open(&path).map_err(io_error("open", &path))?;
+            let links = opened
+                .metadata()
+                .map_err(io_error("look at", &path))?
+                .nlink();
+            if links > 1 {
+                return Ok(false);
+            }
+            let (read, packed) =
+                sample(&opened, file.size_bytes).map_err(io_error("read", &path))?;
+            samples = (samples.0 + read, samples.1 + packed);
+        }
+        let (read, packed) = samples;
+        Ok(read > 0 && packed <= read / 10 * WORTH_TENTHS)
     }
 
     fn pack_into(
@@ -120,6 +147,18 @@ impl Images {
         if !manifest.is_packed() {
             return Ok(directory);
         }
+        // A manifest from elsewhere may say anything.
+        let most = manifest
+            .subject
+            .memory_bytes
+            .saturating_mul(2)
+            .saturating_add(1 << 30);
+        if let Some(file) = manifest.files.iter().find(|file| file.size_bytes > most) {
+            return Err(ImageError::Damaged {
+                id: manifest.id.clone(),
+                what: format!("{} cannot have {} bytes", file.name, file.size_bytes),
+            });
+        }
         let plain = self
             .directory()
             .join(format!("{UNPACKED_PREFIX}{}", manifest.id));
@@ -154,6 +193,12 @@ impl Images {
         Ok(plain)
     }
 
+    /// Whether there is anything that [`plain`](Self::plain) made.
+    pub fn is_unpacked(&self) -> bool {
+        let names = self.names().unwrap_or_default();
+        names.iter().any(|name| name.starts_with(UNPACKED_PREFIX))
+    }
+
     /// Removes what [`plain`](Self::plain) made. No execution may be reading it.
     pub fn remove_unpacked(&self) -> Result<(), ImageError> {
         let names = self.names()?;
@@ -162,6 +207,19 @@ impl Images {
             .filter(|name| name.starts_with(UNPACKED_PREFIX));
         made.try_for_each(|name| remove(&self.directory().join(name)))
     }
+}
+
+/// Bytes of some pieces of a file, and what they would be compressed.
+fn sample(file: &File, size: u64) -> io::Result<(u64, u64)> {
+    const PIECES: u64 = 16;
+    let mut piece = vec![0; 256 << 10];
+    let (mut read, mut packed) = (0, 0);
+    for at in 0..PIECES {
+        let count = file.read_at(&mut piece, size / PIECES * at)?;
+        read += count as u64;
+        packed += zstd::bulk::compress(&piece[..count], 1)?.len() as u64;
+    }
+    Ok((read, packed))
 }
 
 /// Answers the hash of what was read and the bytes written; `None` when it was stopped.
@@ -211,7 +269,7 @@ fn decompress(from: &Path, to: &Path, limit: u64) -> io::Result<String> {
     let mut decoder = zstd::Decoder::new(File::open(from)?)?;
     decoder.window_log_max(WINDOW_LOG)?;
     // One byte more than expected is enough to see that it does not end there.
-    let mut decoder = BufReader::with_capacity(BUFFER, decoder).take(limit + 1);
+    let mut decoder = BufReader::with_capacity(BUFFER, decoder).take(limit.saturating_add(1));
     let mut target = File::create_new(to)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BUFFER];

@@ -36,16 +36,18 @@ pub(super) fn memory(cgroup: &str) -> io::Result<(u64, u64)> {
     Ok((value(shmem), value(file).saturating_sub(value(shmem))))
 }
 
-/// Bytes of the guest's memory and of the engine's own, which grows with every process of the guest.
+/// Bytes that the memory limit counts and that cannot be given back: the guest's memory, the engine's own
+/// and the kernel's for them, which both grow with every process of the guest. Not cached files.
 pub(super) fn in_use(cgroup: &str) -> io::Result<u64> {
-    let (own, shmem) = if is_v2() {
-        ("anon", "shmem")
+    let directory = memory_directory(cgroup);
+    let all = if is_v2() {
+        "memory.current"
     } else {
-        ("total_rss", "total_shmem")
+        "memory.usage_in_bytes"
     };
-    let stat = std::fs::read_to_string(memory_directory(cgroup).join("memory.stat"))?;
-    let value = |key| lookup(&stat, key).unwrap_or(0);
-    Ok(value(own) + value(shmem))
+    let all = read_number(&directory.join(all))?;
+    let (_, cached) = memory(cgroup)?;
+    Ok(all.saturating_sub(cached))
 }
 
 /// CPU time of everything in it since it was made.

@@ -61,6 +61,9 @@ async fn record_use(sandboxes: Arc<Sandboxes>, history: History, stop: &Cancella
     }
 }
 
+/// How long the CPU time of a run that has ended is remembered, in case it is thawed.
+const COUNTER_KEPT: Duration = Duration::from_secs(3600);
+
 struct Recorder {
     sandboxes: Arc<Sandboxes>,
     history: History,
@@ -87,8 +90,10 @@ impl Recorder {
             .iter()
             .map(|(_, route)| route.guest.execution().clone())
             .collect();
-        self.counters
-            .retain(|execution, _| executions.contains(execution));
+        // A paused one that is thawed goes on counting.
+        self.counters.retain(|execution, counter| {
+            executions.contains(execution) || counter.at.elapsed() < COUNTER_KEPT
+        });
         let ended: Vec<_> = self
             .readers
             .extract_if(|execution, _| !executions.contains(execution))
@@ -162,13 +167,15 @@ impl Recorder {
             cpu_time: usage.cpu_time,
         };
         let last = self.counters.insert(guest.execution().clone(), new);
+        let age = OffsetDateTime::now_utc() - view.started_at;
+        let age = Duration::try_from(age).unwrap_or_default();
         // A run that begins had used nothing; one that was taken over shows its average.
         let (elapsed, used) = match last {
-            Some(last) => (new.at - last.at, new.cpu_time.saturating_sub(last.cpu_time)),
-            None => {
-                let age = OffsetDateTime::now_utc() - view.started_at;
-                (Duration::try_from(age).unwrap_or_default(), new.cpu_time)
+            Some(last) => {
+                let used = new.cpu_time.saturating_sub(last.cpu_time);
+                ((new.at - last.at).min(age), used)
             }
+            None => (age, new.cpu_time),
         };
         Ok(Sample {
             at: now(),

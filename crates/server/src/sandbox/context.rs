@@ -54,6 +54,8 @@ pub(super) struct Context {
     pub(super) tasks: TaskTracker,
     /// Whoever packs an image.
     pub(super) packing: Semaphore,
+    /// Whoever unpacks one.
+    pub(super) unpacking: Semaphore,
     /// Creates and resumes under way.
     pub(super) starting: Arc<AtomicUsize>,
     /// Told whenever a sandbox changes or goes.

@@ -198,6 +198,7 @@ impl Driver {
             ) => StartPoint::Disk,
             Some(_) | None => StartPoint::Memory,
         };
+        self.stop_cooling().await;
         // Kept until the record with the new execution is published.
         let admitted = match transition {
             Transition::Resume => match self.live.admit(self.context.settings.max_running) {
@@ -215,7 +216,6 @@ impl Driver {
             | Transition::Rollback(_)
             | Transition::Lose(_) => None,
         };
-        self.stop_cooling().await;
         let frozen = frozen_for(&self.context, &self.record, &transition, from).await;
         let start = match frozen {
             Some(_) => Start::Thaw,
@@ -390,18 +390,24 @@ impl Driver {
         let images = self.context.files(&self.record).images();
         // From the guest's first instruction on, the image it came from fits no disk any more. It
         // has to stay while it is being read.
-        let Ok(old) = images.list() else { return };
-        if old.is_empty() {
+        let old = images.list().unwrap_or_default();
+        if old.is_empty() && !images.is_unpacked() {
             return;
         }
+        let before = self.releasing.take();
         self.releasing = Some(self.context.tasks.spawn(async move {
+            if let Some(before) = before {
+                // It was not aborted, and a panic in it is reported by the runtime.
+                let _ = before.await;
+            }
             if let Err(error) = context.engine.image_released(&execution).await {
                 tracing::debug!(execution.id = %execution, %error, "an image is read no more");
             }
             let deleted = blocking(move || {
-                old.iter().try_for_each(|id| images.delete(id))?;
-                images.remove_unpacked()
-            }).await;
+                let deleted = old.iter().try_for_each(|id| images.delete(id));
+                images.remove_unpacked().and(deleted)
+            })
+            .await;
             if let Err(error) = deleted {
                 tracing::warn!(execution.id = %execution, %error, "an old image could not be deleted");
             }

@@ -106,6 +106,11 @@ impl Why {
     }
 }
 
+/// Whether an event of then is not kept any more.
+fn is_old(at: OffsetDateTime) -> bool {
+    OffsetDateTime::now_utc() - at > crate::history::KEPT
+}
+
 impl Event {
     /// What a journal entry means to callers; `None` when nothing.
     pub(super) fn between(before: &Record, after: &Record, why: Why) -> Option<Self> {
@@ -178,10 +183,13 @@ impl Event {
     pub(crate) fn missing(record: &Record, last: Option<EventKind>) -> Option<Self> {
         let (kind, data) = match &record.state {
             State::Running { .. } => match last {
+                // Its events may have been thinned out.
+                None if is_old(record.run.started_at) => return None,
                 None => (EventKind::Created, json!({})),
                 Some(EventKind::Paused) => (EventKind::Resumed, json!({})),
                 Some(_) => return None,
             },
+            State::Paused { .. } if last.is_none() && is_old(record.run.end_at) => return None,
             State::Paused { saved } if last != Some(EventKind::Paused) => {
                 let reason = lost(saved).unwrap_or_else(|| Why::Unknown.name().to_owned());
                 (EventKind::Paused, paused(record, saved, &reason))

@@ -1,6 +1,7 @@
 //! pause: freeze, write memory, make everything durable, commit by rename, destroy.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use agent_api::PrepareReply;
@@ -259,10 +260,12 @@ async fn finish(
     retry_fault(context, Step::PauseDestroy).await;
     let committed_at = OffsetDateTime::now_utc();
     let is_kept = match (target, after) {
-        (PauseTarget::Memory { image }, After::KeepWarm) => {
+        (PauseTarget::Memory { image }, After::KeepWarm)
+            if !context.stopping.load(Ordering::Relaxed) =>
+        {
             context.warm.keep(&record.id, execution, image).await
         }
-        (PauseTarget::Disk, _) | (_, After::Destroy) => false,
+        (PauseTarget::Disk, _) | (_, After::KeepWarm | After::Destroy) => false,
     };
     if !is_kept {
         destroy(context, execution).await;

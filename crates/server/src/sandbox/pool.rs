@@ -74,6 +74,9 @@ impl Pool {
 
     /// One that is ready, for a sandbox of this template that keeps the template's network.
     pub(super) fn take(&self) -> Option<Prepared> {
+        if self.most == 0 {
+            return None;
+        }
         let mut shelf = self.shelf();
         shelf.demand.push_back(Instant::now());
         let taken = shelf.ready.pop_front();
@@ -131,6 +134,9 @@ impl Pool {
         }
         while self.context.is_starting() {
             tokio::time::sleep(CALM_CHECK).await;
+            if self.shelf().closed {
+                return Ok(false);
+            }
         }
         let prepared = self.prepare().await?;
         // Closing waits for the lock that is held here.

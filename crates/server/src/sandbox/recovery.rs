@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::{ExecutionId, ExecutionStatus};
+use futures_util::StreamExt;
 
 use super::context::Context;
 use super::driver::Work;
@@ -12,8 +14,13 @@ use super::registry::OpenError;
 use super::state::{
     self, Outcome, PauseTarget, Recovery, RollbackStep, Saved, SnapshotStep, State,
 };
-use super::transition::{Cause, Ended, blocking, dead, destroy};
+use super::transition::{Cause, Ended, blocking, dead, destroy, until_done};
 use super::{Record, kill, resume, rollback, seal};
+
+/// Executions destroyed at once at the start.
+const STRAYS_AT_ONCE: usize = 8;
+/// The start of the server waits no longer for one.
+const STRAY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Every journaled sandbox with the work its recovery needs. What belongs to no sandbox is removed
 /// before this returns.
@@ -210,12 +217,18 @@ async fn remove_strays(
         .iter()
         .filter_map(|record| record.state.execution())
         .collect();
-    for stray in found.keys().filter(|id| !known.contains(id)) {
-        tracing::warn!(execution.id = %stray, "destroying an execution that belongs to no sandbox");
-        if let Err(error) = context.engine.destroy(stray).await {
-            tracing::error!(execution.id = %stray, %error, "it could not be destroyed");
-        }
-    }
+    let strays = found.keys().filter(|id| !known.contains(id));
+    futures_util::stream::iter(strays)
+        .for_each_concurrent(STRAYS_AT_ONCE, async |stray| {
+            tracing::info!(execution.id = %stray, "destroying an execution that belongs to no record");
+            // It may be the frozen one of a paused sandbox, whose disk is needed.
+            let step = format!("destroy {stray}");
+            let destroyed = until_done(&step, || context.engine.destroy(stray));
+            if tokio::time::timeout(STRAY_LIMIT, destroyed).await.is_err() {
+                tracing::error!(execution.id = %stray, "it could not be destroyed; its sandbox cannot be resumed before the next start");
+            }
+        })
+        .await;
     let names: HashSet<_> = records.iter().map(|record| record.id.to_string()).collect();
     let all = SandboxFiles::all(&context.data_dir);
     let listed = blocking(move || -> std::io::Result<Vec<std::path::PathBuf>> {

@@ -106,6 +106,7 @@ impl Sandboxes {
             faults: parts.faults,
             tasks: parts.tasks,
             packing: Semaphore::new(1),
+            unpacking: Semaphore::new(2),
             starting: Arc::default(),
             changes: watch::Sender::new(()),
             events: parts.events,

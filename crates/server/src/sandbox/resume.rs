@@ -222,8 +222,11 @@ async fn from_memory(
         .await
         .map_err(Failure::before_the_guest)?;
     let path = if manifest.is_packed() {
+        // Each takes memory for its window, and space that the others cannot have.
+        let _turn = context.unpacking.acquire().await;
+        let sizes = manifest.files.iter().map(|file| file.size_bytes);
         context
-            .check_free_space(manifest.files.iter().map(|file| file.size_bytes).sum())
+            .check_free_space(sizes.fold(0, u64::saturating_add))
             .map_err(|error| Failure::before_the_guest(Cause::NoSpace(error)))?;
         let unpacking = blocking(move || images.plain(&manifest));
         let unpacked = timings.of("unpack", unpacking).await;

@@ -4,11 +4,11 @@
 //! meanwhile, and it stops as soon as anything is asked of the sandbox.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use snapshot::Packing;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::Driver;
 use crate::sandbox::state::State;
@@ -16,17 +16,18 @@ use crate::sandbox::transition::blocking;
 
 /// Packing under way, or done with.
 pub(super) struct Cooling {
-    stop: Arc<AtomicBool>,
+    stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Driver {
     /// When the image is to be packed; `None` when there is none, or this was tried already.
     pub(super) fn cold_at(&self) -> Option<OffsetDateTime> {
-        let after = self.context.settings.pack_after?;
+        let after = Duration::try_from(self.context.settings.pack_after?).ok()?;
         match &self.record.state {
             State::Paused { saved } if self.cooling.is_none() && saved.image().is_some() => {
-                Some(self.record.run.end_at + after)
+                // Beyond the end of time means never.
+                self.record.run.end_at.checked_add(after)
             }
             _ => None,
         }
@@ -41,22 +42,25 @@ impl Driver {
             return;
         };
         let images = self.context.files(&self.record).images();
-        let stop = Arc::new(AtomicBool::new(false));
-        let (context, stopped) = (Arc::clone(&self.context), Arc::clone(&stop));
+        let stop = CancellationToken::new();
+        let (context, stopped) = (Arc::clone(&self.context), stop.clone());
         let sandbox = self.record.id.clone();
         let task = self.context.tasks.spawn(async move {
-            // One at a time: nobody waits for it.
-            let Ok(_turn) = context.packing.acquire().await else {
-                return;
+            // One at a time, and there may be many whose turn comes late.
+            let _turn = tokio::select! {
+                () = stopped.cancelled() => return,
+                turn = context.packing.acquire() => turn,
             };
-            let go_on = {
-                let stopped = Arc::clone(&stopped);
-                move || !stopped.load(Ordering::Relaxed)
-            };
-            if !go_on() {
-                return;
-            }
-            match blocking(move || images.pack(&image, &go_on)).await {
+            let host = Arc::clone(&context);
+            let packing = blocking(move || {
+                let bytes = images.size_bytes(&image)?;
+                // For a moment both are there.
+                if host.check_free_space(bytes).is_err() {
+                    return Ok(Packing::NotWorthIt);
+                }
+                images.pack(&image, &|| !stopped.is_cancelled())
+            });
+            match packing.await {
                 Ok(Packing::Packed { before, after }) => {
                     tracing::info!(sandbox.id = %sandbox, before, after, "the image of a paused sandbox is packed");
                 }
@@ -72,7 +76,7 @@ impl Driver {
     /// Stops packing, and waits until it has stopped.
     pub(super) async fn stop_cooling(&mut self) {
         if let Some(Cooling { stop, task }) = self.cooling.take() {
-            stop.store(true, Ordering::Relaxed);
+            stop.cancel();
             // It was not aborted, and a panic in it is reported by the runtime.
             let _ = task.await;
         }
