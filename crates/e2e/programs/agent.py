@@ -35,6 +35,13 @@ def rpc(method, message, kind="application/json"):
     return ask(method, body, headers={"Content-Type": kind})
 
 
+def resident():
+    """Bytes of memory of the agent."""
+    status = sandbox.files.read("/proc/1/status")
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) << 10
+
+
 def well():
     assert sandbox.commands.run("echo well").stdout == "well\n"
 
@@ -54,8 +61,9 @@ for handle in [handle for handle in handles if handle.pid not in live]:
         raise AssertionError("a process that is not there has not ended")
     except CommandExitException as error:
         assert "out of memory" in error.error, error
-for handle in handles:
-    assert sandbox.commands.kill(handle.pid) == (handle.pid in live)
+# There may have been no room for some of the others a moment later.
+killed = {handle.pid for handle in handles if sandbox.commands.kill(handle.pid)}
+assert killed <= live and len(killed) > 300, (len(killed), len(live))
 deadline = time.time() + 30
 while sandbox.commands.list():
     assert time.time() < deadline, sandbox.commands.list()
@@ -66,12 +74,13 @@ count = int(os.environ.get("FILES", "50000"))
 sandbox.commands.run(
     f"mkdir -p /tmp/many && cd /tmp/many && seq -f %07g {count} | xargs -n 5000 touch", timeout=600
 )
+before = resident()
 status, body = rpc("/filesystem.Filesystem/ListDir", {"path": "/tmp/many", "depth": 1})
 assert status == 200, body
 names = [entry["name"] for entry in json.loads(body)["entries"]]
 assert names == [f"{n:07}" for n in range(1, count + 1)]
-peak = [l for l in sandbox.files.read("/proc/1/status").splitlines() if l.startswith("VmRSS")][0]
-assert int(peak.split()[1]) < 32 * 1024, peak
+grown = resident() - before
+assert grown < 8 << 20, grown
 sandbox.commands.run("rm -rf /tmp/many", timeout=600)
 well()
 
