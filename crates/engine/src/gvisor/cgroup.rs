@@ -36,16 +36,38 @@ pub(super) fn memory(cgroup: &str) -> io::Result<(u64, u64)> {
     Ok((value(shmem), value(file).saturating_sub(value(shmem))))
 }
 
-/// Bytes of the guest's memory and of the engine's own, which grows with every process of the guest.
-pub(super) fn in_use(cgroup: &str) -> io::Result<u64> {
-    let (own, shmem) = if is_v2() {
-        ("anon", "shmem")
+/// Bytes of the guest's memory and of the engine's own, which grows with every process of the guest;
+/// also those that the host has swapped out. Below `enough` it may be an upper bound, with file cache:
+/// that is a counter to be read, where the exact figure is a sum over the processors.
+pub(super) fn in_use(cgroup: &str, enough: u64) -> io::Result<u64> {
+    let directory = memory_directory(cgroup);
+    let (usage, own, shmem) = if is_v2() {
+        ("memory.current", "anon", "shmem")
     } else {
-        ("total_rss", "total_shmem")
+        ("memory.usage_in_bytes", "total_rss", "total_shmem")
     };
-    let stat = std::fs::read_to_string(memory_directory(cgroup).join("memory.stat"))?;
+    let usage = read_number(&directory.join(usage))?;
+    let swapped = swapped(&directory, usage)?;
+    if usage + swapped < enough {
+        return Ok(usage + swapped);
+    }
+    let stat = std::fs::read_to_string(directory.join("memory.stat"))?;
     let value = |key| lookup(&stat, key).unwrap_or(0);
-    Ok(value(own) + value(shmem))
+    Ok(value(own) + value(shmem) + swapped)
+}
+
+/// Bytes swapped out, beside a usage; none where the kernel does not count them. Version 1 counts both
+/// together.
+fn swapped(directory: &Path, usage: u64) -> io::Result<u64> {
+    let (file, beside) = if is_v2() {
+        ("memory.swap.current", 0)
+    } else {
+        ("memory.memsw.usage_in_bytes", usage)
+    };
+    match read_number(&directory.join(file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        number => Ok(number?.saturating_sub(beside)),
+    }
 }
 
 /// CPU time of everything in it since it was made.

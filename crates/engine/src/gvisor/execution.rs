@@ -23,6 +23,8 @@ use crate::{BuildId, EngineError, ExecutionId, ExecutionSpec, ExitReason, StartE
 pub(super) struct Live {
     pub(super) slot: u32,
     pub(super) build: BuildId,
+    /// What the guest was promised.
+    pub(super) memory_bytes: u64,
     /// The sentry.
     pid: i32,
     restored: bool,
@@ -31,9 +33,11 @@ pub(super) struct Live {
 impl Live {
     /// Reads it back; fails for an execution that was never fully started.
     pub(super) fn read(directory: &ExecutionDir) -> io::Result<Self> {
+        let spec = read_spec(directory)?;
         Ok(Self {
             slot: read_number(&directory.slot())?,
-            build: read_spec(directory)?.build,
+            build: spec.build,
+            memory_bytes: spec.limits.memory_bytes,
             pid: read_number(&directory.pid())?,
             restored: directory.restored().exists(),
         })
