@@ -46,6 +46,7 @@ mod rescue;
 mod runsc;
 mod slots;
 mod spec;
+mod stacks;
 
 use std::collections::HashMap;
 use std::io;
