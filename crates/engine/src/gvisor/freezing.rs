@@ -91,9 +91,11 @@ impl Gvisor {
         id: &ExecutionId,
         verb: &str,
     ) -> Result<Standing, EngineError> {
-        if !self.require(id)?.is_alive(id) {
+        let step = format!("{verb} {id}");
+        let alive = self.require(id)?.is_alive(id);
+        if !alive.map_err(failed(step.clone()))? {
             return Err(EngineError::Failed {
-                step: format!("{verb} {id}"),
+                step,
                 detail: "it is no longer alive".to_owned(),
             });
         }

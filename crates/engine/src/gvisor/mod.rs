@@ -136,7 +136,8 @@ impl Gvisor {
         let build = builds::keep(&config, &paths)?;
         network::prepare_host(&config, &paths)
             .map_err(host_error("set up forwarding and NAT on the host"))?;
-        let in_use = leftovers::slots_in_use(&paths);
+        let in_use =
+            leftovers::slots_in_use(&paths).map_err(host_error("look for network slots in use"))?;
         leftovers::clear_inspections(&paths)
             .map_err(host_error("unmount disks that were being looked at"))?;
         let slots = slots::SlotPool::open(&config, &paths, &in_use)
@@ -319,8 +320,13 @@ impl Engine for Gvisor {
     }
 
     async fn adopt(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        let live =
-            Live::read(&self.paths.execution(id)).map_err(|_| EngineError::Unknown(id.clone()))?;
+        let live = Live::read(&self.paths.execution(id)).map_err(|error| {
+            if leftovers::is_unreadable(&error) {
+                failed(format!("read the state of {id}"))(error)
+            } else {
+                EngineError::Unknown(id.clone())
+            }
+        })?;
         self.live().insert(id.clone(), live);
         Ok(())
     }
@@ -349,7 +355,7 @@ impl Engine for Gvisor {
         let (slots, paths) = (Arc::clone(&self.slots), self.paths.clone());
         blocking(move || {
             slots.close();
-            if !leftovers::any_trace(&paths) {
+            if let Ok(false) = leftovers::any_trace(&paths) {
                 leftovers::clear_host(&paths);
             }
         })
