@@ -330,6 +330,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn large_files_are_forgotten_wherever_they_are() {
+        // On a disk: a tmpfs is all cache.
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let image = folder.path().join(UPPER).join("deep/image");
+        std::fs::create_dir_all(&image).unwrap();
+        std::fs::write(image.join("pages.img"), vec![1; 16 << 20]).unwrap();
+        assert!(!super::super::image::reads_directly(&image), "it is cached");
+        forget_cached_files(folder.path()).unwrap();
+        assert!(super::super::image::reads_directly(&image));
+    }
+
+    #[test]
     fn nothing_is_opened_behind_a_link_that_a_guest_puts_in_the_way() {
         let folder = tempfile::tempdir().unwrap();
         let upper = folder.path().join(UPPER);
