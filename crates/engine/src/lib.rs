@@ -141,8 +141,8 @@ pub trait Engine: Send + Sync + 'static {
     /// What an execution uses now, seen from outside: the guest does not notice.
     async fn usage(&self, id: &ExecutionId) -> Result<Usage, EngineError>;
 
-    /// Bytes of memory that its guest and the engine for it use now, without file cache, seen from
-    /// outside. Quick enough to be asked many times a second: it neither blocks nor wakes the guest.
+    /// Bytes of memory that its guest and the engine for it use now, swapped out or not, seen from
+    /// outside. Without file cache, unless there is plenty left with it. Quick enough to be asked many times a second: it neither blocks nor wakes the guest.
     fn memory_in_use(&self, id: &ExecutionId) -> Result<u64, EngineError>;
 
     /// Writes the memory of a *frozen* execution into the existing empty directory `image`. The

@@ -35,6 +35,7 @@ const PAUSE_LIMIT: Duration = Duration::from_secs(600);
 /// Serves until SIGTERM or SIGINT. Running sandboxes go on running without the server and are
 /// taken over by the next one. `faults` is for tests; [`Faults::default`] has none.
 pub async fn serve(config: Config, faults: Faults) -> anyhow::Result<()> {
+    crate::limits::raise_open_files();
     let data_dir = prepare_data_dir(&config.data_dir)?;
     let _only_server = lock(&data_dir)?;
     let key = ApiKey::load_or_create(&data_dir.join("api-key")).context("get the API key")?;

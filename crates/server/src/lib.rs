@@ -7,6 +7,7 @@ pub mod config;
 pub mod db;
 pub mod guest;
 pub mod history;
+mod limits;
 pub mod listener;
 pub mod logging;
 pub mod memory_watch;

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::{chown, fchown};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -22,6 +24,10 @@ use crate::users::User;
 /// Bytes collected before they are written.
 const BUFFER: usize = 1024 * 1024;
 
+/// Keeps the opening of a file, by its path, and writes under way apart. A few paths share one: that
+/// makes an open wait for the write of another file now and then.
+static WRITING: [RwLock<()>; 64] = [const { RwLock::new(()) }; 64];
+
 /// A file open for writing.
 pub(crate) struct Target {
     file: Arc<File>,
@@ -29,11 +35,24 @@ pub(crate) struct Target {
     buffer: Vec<u8>,
     /// The write under way; its buffer comes back to be filled again.
     writing: Option<Writing>,
+    /// Whether nobody wants what is still to be written.
+    dropped: Dropped,
     /// Length of the request, for the message when the disk is full.
     announced: Option<u64>,
 }
 
 type Writing = JoinHandle<Result<Vec<u8>, Failed>>;
+
+/// Says at its end that its upload is over. One that was cut off leaves a write behind, which must not
+/// land in the file after the next upload has begun.
+#[derive(Default)]
+struct Dropped(Arc<AtomicBool>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
 
 impl Target {
     /// Opens the file, making its directories. It belongs to `user` afterwards, also if it was
@@ -51,6 +70,7 @@ impl Target {
                 path,
                 buffer: Vec::new(),
                 writing: None,
+                dropped: Dropped::default(),
                 announced,
             })
         })
@@ -76,7 +96,13 @@ impl Target {
         let file = Arc::clone(&self.file);
         let path = self.path.clone();
         let announced = self.announced;
+        let dropped = Arc::clone(&self.dropped.0);
         self.writing = Some(tokio::task::spawn_blocking(move || {
+            let lock = lock_of(&path).read();
+            let _writing = lock.unwrap_or_else(PoisonError::into_inner);
+            if dropped.load(Ordering::Acquire) {
+                return Ok(Vec::new());
+            }
             (&*file)
                 .write_all(&buffer)
                 .map_err(|error| write_error(&path, announced, &error))?;
@@ -121,6 +147,12 @@ impl Target {
     }
 }
 
+fn lock_of(path: &str) -> &'static RwLock<()> {
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    &WRITING[hasher.finish() as usize % WRITING.len()]
+}
+
 fn open(path: &str, user: &User) -> Result<File, Failed> {
     if let Some(parent) = Path::new(path).parent() {
         directories::create_all(parent, user).map_err(|error| {
@@ -155,6 +187,8 @@ fn open(path: &str, user: &User) -> Result<File, Failed> {
         let owned = chown(path, owner, group);
         owned.map_err(|error| Failed::internal(format!("error changing ownership: {error}")))?;
     }
+    let lock = lock_of(path).write();
+    let _nobody_writes = lock.unwrap_or_else(PoisonError::into_inner);
     // New files get 0666 less the umask; existing ones keep mode and inode.
     let file = OpenOptions::new()
         .write(true)
@@ -202,5 +236,41 @@ pub(crate) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Failed::internal(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_upload_that_was_cut_off_had_still_to_write_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file").to_str().unwrap().to_owned();
+        let user = User {
+            name: "me".to_owned(),
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            home: "/".to_owned(),
+        };
+        let mut cut = Target::open(path.clone(), &user, None).await.unwrap();
+        let (held, is_held) = channel();
+        let (release, is_released) = channel::<()>();
+        let locked = path.clone();
+        let holder = std::thread::spawn(move || {
+            let _opening = lock_of(&locked).write().unwrap();
+            held.send(()).unwrap();
+            is_released.recv().unwrap();
+        });
+        is_held.recv().unwrap();
+        cut.write(&Bytes::from(vec![1; BUFFER])).await.unwrap();
+        let writing = cut.writing.take().unwrap();
+        drop(cut);
+        release.send(()).unwrap();
+        holder.join().unwrap();
+        writing.await.unwrap().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn guard_memory(agent: &Agent) {
         match pause {
             Look::Enough(pause) => tokio::time::sleep(pause).await,
             Look::Killed { limit } => relief(limit).await,
-            Look::Crowded(killed) => deaths(&killed).await,
+            Look::Crowded { killed, limit } => deaths(&killed, limit).await,
         }
     }
 }
@@ -55,8 +55,8 @@ enum Look {
     Enough(Duration),
     /// A process is about to end, and to give back what is above this limit.
     Killed { limit: u64 },
-    /// These processes are about to end.
-    Crowded(Vec<u32>),
+    /// These processes are about to end, in a sandbox with this limit.
+    Crowded { killed: Vec<u32>, limit: u64 },
 }
 
 fn look(agent: &Agent, limit: u64) -> Look {
@@ -65,7 +65,9 @@ fn look(agent: &Agent, limit: u64) -> Look {
         Ok(used) => match kill_biggest(agent, used, limit) {
             Ok(true) => Look::Killed { limit },
             // Memory that belongs to no process, such as files in memory.
-            Ok(false) | Err(_) => Look::Enough(LONGEST_PAUSE),
+            Ok(false) => Look::Enough(LONGEST_PAUSE),
+            // It ended by itself just now, or could not be found for want of memory: look again soon.
+            Err(_) => Look::Enough(SHORTEST_PAUSE),
         },
         // The figures cannot be read for want of memory, perhaps: look again soon.
         Err(_) => Look::Enough(SHORTEST_PAUSE),
@@ -81,8 +83,9 @@ fn look_for_room(agent: &Agent, used: u64, limit: u64) -> Look {
     match memory::used(left) {
         Ok(used) if used < left => Look::Enough(pause(limit.min(left) - used)),
         Ok(used) => match kill_newest(agent, used - left) {
-            Ok(killed) if !killed.is_empty() => Look::Crowded(killed),
-            Ok(_) | Err(_) => Look::Enough(LONGEST_PAUSE),
+            Ok(killed) if !killed.is_empty() => Look::Crowded { killed, limit },
+            Ok(_) => Look::Enough(LONGEST_PAUSE),
+            Err(_) => Look::Enough(SHORTEST_PAUSE),
         },
         Err(_) => Look::Enough(SHORTEST_PAUSE),
     }
@@ -109,12 +112,29 @@ fn kill_newest(agent: &Agent, missing: u64) -> io::Result<Vec<u32>> {
     let processes = memory::processes()?;
     let mut descendants = descendants(&processes, std::process::id());
     descendants.sort_unstable_by_key(|one| (one.usage.started, one.usage.pid));
-    let reason = format!("{} processes are too many for it", processes.len());
+    let living = processes.iter().filter(|process| !process.ended).count();
+    let reason = format!("{living} processes are too many for it");
     let wanted = usize::try_from(missing / memory::ENGINE_PER_PROCESS).unwrap_or(usize::MAX);
+    let victims = descendants.iter().rev().take(wanted.saturating_add(1));
+    kill_all(victims, |victim| victim.kill(agent, &reason))
+}
+
+/// Kills each of them and answers who is gone or about to be. Those that ended by themselves meanwhile
+/// are gone as well, and one that cannot be killed does not spare the others.
+fn kill_all<'a>(
+    victims: impl Iterator<Item = &'a Descendant<'a>>,
+    mut kill: impl FnMut(&Descendant) -> io::Result<()>,
+) -> io::Result<Vec<u32>> {
     let mut killed = Vec::new();
-    for victim in descendants.iter().rev().take(wanted.saturating_add(1)) {
-        victim.kill(agent, &reason)?;
-        killed.push(victim.usage.pid);
+    let mut failed = Ok(());
+    for victim in victims {
+        match kill(victim) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => failed = Err(error),
+            Ok(()) | Err(_) => killed.push(victim.usage.pid),
+        }
+    }
+    if killed.is_empty() {
+        failed?;
     }
     Ok(killed)
 }
@@ -150,7 +170,7 @@ impl Descendant<'_> {
     }
 }
 
-/// The descendants of `root`.
+/// The descendants of `root` that have not ended.
 fn descendants(processes: &[Usage], root: u32) -> Vec<Descendant<'_>> {
     let parents: HashMap<u32, u32> = processes
         .iter()
@@ -172,7 +192,7 @@ fn descendants(processes: &[Usage], root: u32) -> Vec<Descendant<'_>> {
     };
     processes
         .iter()
-        .filter(|process| process.pid != root)
+        .filter(|process| process.pid != root && !process.ended)
         .filter_map(|usage| {
             let line = line_of(usage.pid)?;
             Some(Descendant { usage, line })
@@ -180,11 +200,17 @@ fn descendants(processes: &[Usage], root: u32) -> Vec<Descendant<'_>> {
         .collect()
 }
 
-/// Waits until killed processes are gone.
-async fn deaths(killed: &[u32]) {
+/// Waits until killed processes have ended, or others have filled the memory meanwhile.
+async fn deaths(killed: &[u32], limit: u64) {
     let deadline = Instant::now() + DEATH_LIMIT;
-    let lives = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
-    while Instant::now() < deadline && killed.iter().any(lives) {
+    let mut lowest = u64::MAX;
+    while Instant::now() < deadline && !killed.iter().all(|&pid| memory::has_ended(pid)) {
+        if let Ok(used) = memory::used(limit) {
+            if used >= limit || used > lowest.saturating_add(GROWTH_LIMIT) {
+                return;
+            }
+            lowest = lowest.min(used);
+        }
         tokio::time::sleep(SHORTEST_PAUSE).await;
     }
 }
@@ -215,7 +241,34 @@ mod tests {
             name: format!("p{pid}"),
             resident,
             started: 0,
+            ended: false,
         }
+    }
+
+    #[test]
+    fn one_that_has_ended_is_no_victim_but_its_children_are() {
+        let mut processes = [process(5, 1, 1), process(6, 5, 30), process(7, 1, 9)];
+        processes[0].ended = true;
+        let found = descendants(&processes, 1);
+        let pids: Vec<_> = found.iter().map(|one| one.usage.pid).collect();
+        assert_eq!(pids, [6, 7]);
+    }
+
+    #[test]
+    fn one_that_cannot_be_killed_does_not_spare_the_others() {
+        let processes = [process(5, 1, 1), process(6, 1, 1), process(7, 1, 1)];
+        let found = descendants(&processes, 1);
+        let kill = |errors: [i32; 3]| {
+            kill_all(found.iter(), |victim| {
+                match errors[victim.usage.pid as usize - 5] {
+                    0 => Ok(()),
+                    error => Err(io::Error::from_raw_os_error(error)),
+                }
+            })
+        };
+        assert_eq!(kill([libc::ESRCH, 0, 0]).unwrap(), [5, 6, 7]);
+        assert_eq!(kill([libc::EPERM, 0, 0]).unwrap(), [6, 7]);
+        kill([libc::EPERM; 3]).unwrap_err();
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) struct Usage {
     pub(super) resident: u64,
     /// When it started, in ticks.
     pub(super) started: u64,
+    /// Whether it has ended, and only waits for its parent to hear of it: it uses nothing any more.
+    pub(super) ended: bool,
 }
 
 /// What the engine leaves of the host's limit to the memory of the guest, given what is in use and
@@ -41,7 +43,31 @@ pub(super) fn left_by_engine(used: u64, clients: u64) -> u64 {
     match left(tasks) {
         // Enough even if every thread were a process, which need not be counted then.
         enough if used < enough => enough,
-        little => count().map_or(little, left),
+        little => match count() {
+            // Enough even if those that have ended were there, which takes longer to find out.
+            Ok(all) if used < left(all) => left(all),
+            Ok(all) => count_living().map_or(little, |living| {
+                let ended = all.saturating_sub(living) * ENGINE_PER_THREAD;
+                (left(living) + ended).min(total)
+            }),
+            Err(_) => little,
+        },
+    }
+}
+
+/// How many processes have not ended.
+fn count_living() -> io::Result<u64> {
+    let living = processes()?.into_iter().filter(|process| !process.ended);
+    Ok(living.count() as u64)
+}
+
+/// Whether a process has ended.
+pub(super) fn has_ended(pid: u32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => Usage::parse(pid, &stat, 0).is_some_and(|usage| usage.ended),
+        Err(error) => {
+            error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+        }
     }
 }
 
@@ -95,7 +121,8 @@ impl Usage {
         let (name, rest) = rest.rsplit_once(')')?;
         // From the state on; the line's fields are counted from the pid, which is 1.
         let mut fields = rest.split_whitespace();
-        let parent = fields.nth(1)?.parse().ok()?;
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
         let started = fields.nth(17)?.parse().ok()?;
         let resident: u64 = fields.nth(1)?.parse().ok()?;
         Some(Self {
@@ -104,6 +131,7 @@ impl Usage {
             name: name.to_owned(),
             resident: resident.saturating_mul(page),
             started,
+            ended: matches!(state, "Z" | "X"),
         })
     }
 }
@@ -121,9 +149,37 @@ mod tests {
             name: "a) b (c".to_owned(),
             resident: 250 * 4096,
             started: 100,
+            ended: false,
         };
         assert_eq!(Usage::parse(7, stat, 4096), Some(expected));
+        let zombie = stat.replace(") S ", ") Z ");
+        assert!(Usage::parse(7, &zombie, 4096).unwrap().ended);
         assert_eq!(Usage::parse(7, "7 (a) S", 4096), None);
+    }
+
+    #[test]
+    fn a_process_that_nobody_has_collected_has_ended() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let of_child = || {
+            let all = processes().unwrap();
+            all.into_iter().find(|one| one.pid == pid)
+        };
+        assert!(!has_ended(pid));
+        assert!(!of_child().unwrap().ended);
+        drop(child.stdin.take());
+        let begin = std::time::Instant::now();
+        while !has_ended(pid) {
+            assert!(begin.elapsed().as_secs() < 10, "it does not end");
+            std::thread::yield_now();
+        }
+        assert!(of_child().unwrap().ended);
+        child.wait().unwrap();
+        assert!(has_ended(pid));
+        assert_eq!(of_child(), None);
     }
 
     #[test]

@@ -37,17 +37,37 @@ pub(super) fn memory(cgroup: &str) -> io::Result<(u64, u64)> {
 }
 
 /// Bytes that the memory limit counts and that cannot be given back: the guest's memory, the engine's own
-/// and the kernel's for them, which both grow with every process of the guest. Not cached files.
-pub(super) fn in_use(cgroup: &str) -> io::Result<u64> {
+/// and the kernel's for them, which both grow with every process of the guest; also those that the host
+/// has swapped out. Below `enough` it may be an upper bound, with cached files: that is a counter to be
+/// read, where the exact figure is a sum over the processors.
+pub(super) fn in_use(cgroup: &str, enough: u64) -> io::Result<u64> {
     let directory = memory_directory(cgroup);
-    let all = if is_v2() {
+    let usage = if is_v2() {
         "memory.current"
     } else {
         "memory.usage_in_bytes"
     };
-    let all = read_number(&directory.join(all))?;
+    let usage = read_number(&directory.join(usage))?;
+    let swapped = swapped(&directory, usage)?;
+    if usage + swapped < enough {
+        return Ok(usage + swapped);
+    }
     let (_, cached) = memory(cgroup)?;
-    Ok(all.saturating_sub(cached))
+    Ok(usage.saturating_sub(cached) + swapped)
+}
+
+/// Bytes swapped out, beside a usage; none where the kernel does not count them. Version 1 counts both
+/// together.
+fn swapped(directory: &Path, usage: u64) -> io::Result<u64> {
+    let (file, beside) = if is_v2() {
+        ("memory.swap.current", 0)
+    } else {
+        ("memory.memsw.usage_in_bytes", usage)
+    };
+    match read_number(&directory.join(file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        number => Ok(number?.saturating_sub(beside)),
+    }
 }
 
 /// CPU time of everything in it since it was made.
@@ -77,24 +97,29 @@ pub(super) fn was_out_of_memory(cgroup: &str) -> bool {
 }
 
 /// Processes of the execution that are still there, in any hierarchy.
-pub(super) fn processes(cgroup: &str) -> Vec<i32> {
-    let mut processes: Vec<i32> = directories(cgroup)
-        .iter()
-        .filter_map(|directory| std::fs::read_to_string(directory.join("cgroup.procs")).ok())
-        .flat_map(|text| {
-            text.lines()
-                .filter_map(|line| line.parse().ok())
-                .collect::<Vec<_>>()
-        })
-        .collect();
+pub(super) fn processes(cgroup: &str) -> io::Result<Vec<i32>> {
+    let mut processes: Vec<i32> = Vec::new();
+    for directory in directories(cgroup)? {
+        let text = match std::fs::read_to_string(directory.join("cgroup.procs")) {
+            // Removed meanwhile.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(libc::ENODEV) =>
+            {
+                continue;
+            }
+            text => text?,
+        };
+        processes.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
     processes.sort_unstable();
     processes.dedup();
-    processes
+    Ok(processes)
 }
 
 /// Removes an empty cgroup from every hierarchy.
 pub(super) fn remove(cgroup: &str) -> io::Result<()> {
-    for directory in directories(cgroup) {
+    for directory in directories(cgroup)? {
         match std::fs::remove_dir(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(super::mounts::about("remove", &directory, error));
@@ -106,18 +131,19 @@ pub(super) fn remove(cgroup: &str) -> io::Result<()> {
 }
 
 /// Names of the cgroups below `parent`, in any hierarchy.
-pub(super) fn children(parent: &str) -> Vec<String> {
-    let mut names: Vec<String> = directories(parent)
-        .iter()
-        .filter_map(|directory| std::fs::read_dir(directory).ok())
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+pub(super) fn children(parent: &str) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    for directory in directories(parent)? {
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+    }
     names.sort_unstable();
     names.dedup();
-    names
+    Ok(names)
 }
 
 /// Controllers that limits need and this host lacks.
@@ -150,24 +176,23 @@ fn memory_directory(cgroup: &str) -> PathBuf {
 }
 
 /// Where this cgroup exists: once with version 2, once for each hierarchy with version 1.
-fn directories(cgroup: &str) -> Vec<PathBuf> {
+fn directories(cgroup: &str) -> io::Result<Vec<PathBuf>> {
     let relative = cgroup.trim_start_matches('/');
     if is_v2() {
         let directory = Path::new(ROOT).join(relative);
-        return if directory.is_dir() {
-            vec![directory]
-        } else {
-            Vec::new()
-        };
+        return Ok(Some(directory)
+            .filter(|one| one.is_dir())
+            .into_iter()
+            .collect());
     }
-    let Ok(hierarchies) = std::fs::read_dir(ROOT) else {
-        return Vec::new();
-    };
-    hierarchies
-        .flatten()
-        .map(|hierarchy| hierarchy.path().join(relative))
-        .filter(|directory| directory.is_dir())
-        .collect()
+    let mut found = Vec::new();
+    for hierarchy in std::fs::read_dir(ROOT)? {
+        let directory = hierarchy?.path().join(relative);
+        if directory.is_dir() {
+            found.push(directory);
+        }
+    }
+    Ok(found)
 }
 
 fn read_number(path: &Path) -> io::Result<u64> {

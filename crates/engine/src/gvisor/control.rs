@@ -29,6 +29,10 @@ pub(super) const STACKS: &str = "debug.Stacks";
 /// What a sentry says to a method it does not have.
 const UNKNOWN_METHOD: &str = "unknown method";
 const CHUNK: usize = 64 << 10;
+/// The longest answers that are taken, in bytes. The stacks of a guest with many tasks are long; any
+/// other answer is a line.
+const LONGEST_STACKS: usize = 256 << 20;
+const LONGEST_LINE: usize = 1 << 20;
 
 /// The control socket of one sentry.
 pub(super) struct Control {
@@ -89,6 +93,11 @@ impl Control {
 async fn exchange(mut stream: UnixStream, method: &str) -> io::Result<Answer> {
     let request = serde_json::to_vec(&json!({ "method": method, "arg": null }))?;
     stream.write_all(&request).await?;
+    let longest = if method == STACKS {
+        LONGEST_STACKS
+    } else {
+        LONGEST_LINE
+    };
     // Nothing marks the end of an answer but that it is complete.
     let mut text = Vec::new();
     let mut chunk = vec![0; CHUNK];
@@ -98,6 +107,14 @@ async fn exchange(mut stream: UnixStream, method: &str) -> io::Result<Answer> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         text.extend_from_slice(&chunk[..read]);
+        if text.len() > longest {
+            let problem = format!("the answer is longer than {longest} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        // Trying each time would take quadratic time.
+        if !matches!(text.last(), Some(b'}' | b'\n')) {
+            continue;
+        }
         match serde_json::from_slice(&text) {
             Ok(answer) => return Ok(answer),
             Err(error) if error.is_eof() => {}
@@ -122,7 +139,9 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 1024]).await.unwrap();
             for answer in answers {
-                stream.write_all(answer.as_bytes()).await.unwrap();
+                if stream.write_all(answer.as_bytes()).await.is_err() {
+                    return;
+                }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
@@ -135,6 +154,16 @@ mod tests {
         let pieces = vec![r#"{"success":true,"err":"","resu"#, r#"lt":"text"}"#];
         let answer = sentry(folder.path(), pieces).call(STACKS, LIMIT).await;
         assert_eq!(answer.unwrap(), json!("text"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = "x".repeat(LONGEST_LINE);
+        let long = format!(r#"{{"success":true,"err":"","result":"{long}"}}"#);
+        let answer = sentry(folder.path(), vec![long.leak()]);
+        let answer = answer.call(PAUSE, LIMIT).await;
+        assert!(matches!(answer, Err(CallError::Failed(_))), "{answer:?}");
     }
 
     #[tokio::test]

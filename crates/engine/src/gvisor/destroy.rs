@@ -53,8 +53,12 @@ impl Gvisor {
     /// a start-up of its own, and what it removes besides is removed here in any case.
     async fn end_processes(&self, id: &ExecutionId) -> Result<(), EngineError> {
         let limit = self.config.command_timeout;
-        let pid = read_number(&self.paths.execution(id).pid()).ok();
-        let sentry = pid.and_then(|pid| Process::open(pid, id.as_str()).ok().flatten());
+        let step = || format!("end the processes of {id}");
+        let sentry = match read_number(&self.paths.execution(id).pid()) {
+            Ok(pid) => Process::open(pid, id.as_str()).map_err(failed(step()))?,
+            // It was never written. What there is is in the cgroup, too.
+            Err(_) => None,
+        };
         let group = self.paths.cgroup(id);
         let deadline = Instant::now() + limit;
         if let Some(sentry) = &sentry {
@@ -62,30 +66,32 @@ impl Gvisor {
         }
         // Again and again: a command that was cut off may just have been starting others.
         loop {
-            let rest: Vec<Process> = cgroup::processes(&group)
-                .into_iter()
-                .filter_map(|pid| Process::open_any(pid).ok().flatten())
-                .collect();
+            let pids = cgroup::processes(&group).map_err(failed(step()))?;
+            let mut rest = Vec::with_capacity(pids.len());
+            for pid in &pids {
+                // What cannot be opened may live, and what it uses must not be taken away.
+                rest.extend(Process::open_any(*pid).map_err(failed(step()))?);
+            }
             for process in &rest {
                 process.kill();
             }
+            let mut in_time = true;
             for process in sentry.iter().chain(&rest) {
                 let left = deadline.saturating_duration_since(Instant::now());
-                if !process.ended_within(left).await {
-                    return Err(still_there(id, limit));
-                }
+                in_time &= process.ended_within(left).await;
             }
-            if rest.is_empty() {
+            if in_time && pids.is_empty() {
                 return Ok(());
             }
+            if !in_time || Instant::now() > deadline {
+                let step = step();
+                return Err(EngineError::Timeout { step, limit });
+            }
+            if rest.is_empty() {
+                // All of them are gone, and the cgroup learns of it in a moment.
+                tokio::time::sleep(POLL).await;
+            }
         }
-    }
-}
-
-fn still_there(id: &ExecutionId, limit: Duration) -> EngineError {
-    EngineError::Timeout {
-        step: format!("end the processes of {id}"),
-        limit,
     }
 }
 

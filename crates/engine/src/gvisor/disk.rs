@@ -6,12 +6,17 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{
+    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fadvise, openat, openat2,
+    statat,
+};
 
 use super::boot_mark::Note;
 use super::mounts::{self, Access};
@@ -20,6 +25,8 @@ use super::{failed, loopdev};
 use crate::EngineError;
 
 const IMAGE: &str = "disk.img";
+/// How long looking for files to forget may take: they only make a checkpoint faster.
+const FORGETTING_LIMIT: Duration = Duration::from_secs(2);
 /// Smaller files are not worth a system call each.
 const WORTH_FORGETTING: u64 = 1 << 20;
 /// The upper directory of the overlay, on a disk.
@@ -180,31 +187,51 @@ fn prepare(top: &Metadata, upper: &Path, work: &Path) -> io::Result<()> {
 /// guest removes meanwhile are no matter.
 pub(super) fn forget_cached_files(disk_mount: &Path) -> io::Result<()> {
     mounts::sync_filesystem(disk_mount)?;
-    let mut pending = vec![disk_mount.join(UPPER)];
+    let upper = disk_mount.join(UPPER);
+    let upper = openat(CWD, &upper, directory_flags(), Mode::empty())?;
+    let deadline = Instant::now() + FORGETTING_LIMIT;
+    let mut pending = vec![PathBuf::from(".")];
     while let Some(directory) = pending.pop() {
-        let Ok(entries) = std::fs::read_dir(&directory) else {
+        let Ok(opened) = open_beneath(&upper, &directory, directory_flags()) else {
             continue;
         };
-        for entry in entries.flatten() {
-            let Ok(metadata) = entry.metadata() else {
+        for entry in Dir::read_from(&opened)?.flatten() {
+            let name = entry.file_name();
+            if Instant::now() > deadline {
+                return Ok(());
+            }
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let Ok(found) = statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };
-            if metadata.is_dir() {
-                pending.push(entry.path());
-            } else if metadata.is_file() && metadata.len() >= WORTH_FORGETTING {
-                // The guest may put anything else in its place meanwhile: follow no link, wait for no
-                // pipe.
-                let opened = std::fs::OpenOptions::new()
-                    .read(true)
-                    .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-                    .open(entry.path());
-                if let Ok(file) = opened {
-                    let _ = fadvise(&file, 0, None, Advice::DontNeed);
+            let path = directory.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+            match FileType::from_raw_mode(found.st_mode) {
+                FileType::Directory => pending.push(path),
+                FileType::RegularFile if found.st_size.unsigned_abs() >= WORTH_FORGETTING => {
+                    // The guest may put anything else in its place meanwhile: wait for no pipe.
+                    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                    if let Ok(file) = open_beneath(&upper, &path, flags) {
+                        let _ = fadvise(&file, 0, None, Advice::DontNeed);
+                    }
                 }
+                _ => {}
             }
         }
     }
     Ok(())
+}
+
+fn directory_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}
+
+/// Opens what is at `path` below a directory that a guest may be changing: whatever it puts in the
+/// place of a part of the path, nothing outside is reached.
+fn open_beneath(directory: impl AsFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    openat2(directory, path, flags, Mode::empty(), inside)
 }
 
 /// Whether anything in the upper has a change time after `instant` that is not our own. Mounts the disk below
@@ -301,6 +328,39 @@ pub(super) fn change_time(metadata: &Metadata) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_files_are_forgotten_wherever_they_are() {
+        // On a disk: a tmpfs is all cache.
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let image = folder.path().join(UPPER).join("deep/image");
+        std::fs::create_dir_all(&image).unwrap();
+        std::fs::write(image.join("pages.img"), vec![1; 16 << 20]).unwrap();
+        assert!(!super::super::image::reads_directly(&image), "it is cached");
+        forget_cached_files(folder.path()).unwrap();
+        assert!(super::super::image::reads_directly(&image));
+    }
+
+    #[test]
+    fn nothing_is_opened_behind_a_link_that_a_guest_puts_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let upper = folder.path().join(UPPER);
+        std::fs::create_dir_all(upper.join("directory")).unwrap();
+        std::fs::write(upper.join("directory/file"), "inside").unwrap();
+        let outside = folder.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("file"), "outside").unwrap();
+        let root = openat(CWD, &upper, directory_flags(), Mode::empty()).unwrap();
+        let open = |path: &str| open_beneath(&root, Path::new(path), OFlags::RDONLY);
+        open("directory/file").unwrap();
+        open(".").unwrap();
+
+        std::fs::rename(upper.join("directory"), upper.join("moved")).unwrap();
+        std::os::unix::fs::symlink(&outside, upper.join("directory")).unwrap();
+        open("directory/file").unwrap_err();
+        open("directory").unwrap_err();
+        open("../outside/file").unwrap_err();
+    }
 
     #[test]
     fn a_link_in_the_place_of_a_directory_is_refused() {

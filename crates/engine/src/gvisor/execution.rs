@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::SemaphorePermit;
@@ -18,11 +19,16 @@ use super::runsc::Runsc;
 use super::{Gvisor, blocking, boot_mark, builds, cgroup, disk, failed, image, network, spec};
 use crate::{BuildId, EngineError, ExecutionId, ExecutionSpec, ExitReason, StartError, StartFrom};
 
+/// After a failed try to watch a sentry.
+const WATCH_RETRY: Duration = Duration::from_secs(1);
+
 /// What is needed to work with a started execution. All of it is in its directory, too.
 #[derive(Clone, Debug)]
 pub(super) struct Live {
     pub(super) slot: u32,
     pub(super) build: BuildId,
+    /// What the guest was promised.
+    pub(super) memory_bytes: u64,
     /// The sentry.
     pid: i32,
     restored: bool,
@@ -31,9 +37,11 @@ pub(super) struct Live {
 impl Live {
     /// Reads it back; fails for an execution that was never fully started.
     pub(super) fn read(directory: &ExecutionDir) -> io::Result<Self> {
+        let spec = read_spec(directory)?;
         Ok(Self {
             slot: read_number(&directory.slot())?,
-            build: read_spec(directory)?.build,
+            build: spec.build,
+            memory_bytes: spec.limits.memory_bytes,
             pid: read_number(&directory.pid())?,
             restored: directory.restored().exists(),
         })
@@ -41,9 +49,9 @@ impl Live {
 }
 
 impl Live {
-    /// Whether its sentry runs.
-    pub(super) fn is_alive(&self, id: &ExecutionId) -> bool {
-        matches!(Process::open(self.pid, id.as_str()), Ok(Some(_)))
+    /// Whether its sentry runs. An error says nothing about that.
+    pub(super) fn is_alive(&self, id: &ExecutionId) -> io::Result<bool> {
+        Process::open(self.pid, id.as_str()).map(|sentry| sentry.is_some())
     }
 }
 
@@ -316,10 +324,16 @@ impl Gvisor {
 
     pub(super) async fn wait_for_exit(&self, id: &ExecutionId) -> ExitReason {
         if let Some(live) = self.known(id) {
-            match Process::open(live.pid, id.as_str()) {
-                Ok(Some(sentry)) => sentry.ended().await,
-                Ok(None) => {}
-                Err(error) => tracing::warn!(execution.id = %id, %error, "cannot watch the engine"),
+            loop {
+                match Process::open(live.pid, id.as_str()) {
+                    Ok(Some(sentry)) => break sentry.ended().await,
+                    Ok(None) => break,
+                    // For want of descriptors, perhaps. Whoever hears of an exit gives the guest up.
+                    Err(error) => {
+                        tracing::warn!(execution.id = %id, %error, "cannot watch the engine, trying again");
+                        tokio::time::sleep(WATCH_RETRY).await;
+                    }
+                }
             }
         }
         if cgroup::was_out_of_memory(&self.paths.cgroup(id)) {

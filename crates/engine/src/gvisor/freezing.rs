@@ -3,7 +3,8 @@
 //! The sentry counts: it needs as many resumes as it got pauses, one too many ends it, and it does not
 //! say where it stands. So the execution's directory notes what is asked before it is asked, and the
 //! outcome after. A note without an outcome, of a server that was killed between or a call that timed
-//! out, is settled by looking at the stacks of the sentry's tasks.
+//! out, is settled by looking at the stacks of the sentry's goroutines (`stacks`), which also show a
+//! call that is still waiting for its turn: nothing is asked twice.
 //!
 //! ```text
 //!  (no note) ──freeze──▶ freezing ──▶ frozen ──thaw──▶ thawing ──▶ (no note)
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use super::control::{CallError, Control, PAUSE, RESUME, STACKS};
 use super::destroy::state_files;
+use super::stacks::Seen;
 use super::{Gvisor, failed};
 use crate::{EngineError, ExecutionId};
 
@@ -89,16 +91,19 @@ impl Gvisor {
         id: &ExecutionId,
         verb: &str,
     ) -> Result<Standing, EngineError> {
-        if !self.require(id)?.is_alive(id) {
+        let step = format!("{verb} {id}");
+        let alive = self.require(id)?.is_alive(id);
+        if !alive.map_err(failed(step.clone()))? {
             return Err(EngineError::Failed {
-                step: format!("{verb} {id}"),
+                step,
                 detail: "it is no longer alive".to_owned(),
             });
         }
         self.standing(id).await
     }
 
-    /// Whether a guest whose sentry lives is frozen. Settles what is in doubt.
+    /// Whether a guest whose sentry lives is frozen. Settles what is in doubt, or leaves it so when a
+    /// call of before has not ended in time.
     pub(super) async fn standing(&self, id: &ExecutionId) -> Result<Standing, EngineError> {
         let file = self.paths.execution(id).frozen();
         let text = match std::fs::read_to_string(file) {
@@ -116,7 +121,7 @@ impl Gvisor {
         if text == "frozen" {
             return Ok(Standing::Frozen);
         }
-        let stands = self.all_tasks_stand(id).await?;
+        let stands = self.is_frozen_in_fact(id).await?;
         tracing::info!(execution.id = %id, frozen = stands, "settled what a killed call had done");
         self.note(id, stands.then_some(Note::Frozen))?;
         Ok(if stands {
@@ -151,42 +156,36 @@ impl Gvisor {
             .any(|state| state["status"] == "paused")
     }
 
-    /// Whether all tasks of a guest are stopped by a freeze. Some are by other causes (a stopped
-    /// program, the parent of a vfork), all of them only by that: PID 1 is among them.
-    async fn all_tasks_stand(&self, id: &ExecutionId) -> Result<bool, EngineError> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
+    /// Whether a freeze stops the guest, by what the sentry's goroutines do.
+    async fn is_frozen_in_fact(&self, id: &ExecutionId) -> Result<bool, EngineError> {
+        let step = || format!("find out whether {id} is frozen");
+        let begun = Instant::now();
         loop {
             let stacks = match self.ask(id, STACKS).await {
                 Ok(stacks) => stacks,
                 Err(CallError::Failed(error)) => return Err(error),
                 Err(CallError::NotAsked(detail)) => {
-                    let step = format!("find out whether {id} is frozen");
+                    let step = step();
                     return Err(EngineError::Failed { step, detail });
                 }
             };
-            let stacks = stacks.as_str().unwrap_or_default();
-            let (tasks, standing) = count_tasks(stacks);
-            if tasks > 0 && tasks == standing {
-                return Ok(true);
-            }
-            // A freeze that was cut off goes on in the sentry until the last task stands.
-            if standing == 0 || Instant::now() > deadline {
-                return Ok(false);
+            match Seen::of(stacks.as_str().unwrap_or_default()) {
+                Seen::Frozen => return Ok(true),
+                Seen::Running => return Ok(false),
+                // A task may take long to stand, in a system call of the host that nothing
+                // interrupts. The freeze counts already, and a thaw undoes it.
+                Seen::Freezing if begun.elapsed() > SETTLE_LIMIT => return Ok(true),
+                Seen::SomeStand if begun.elapsed() > SETTLE_LIMIT => return Ok(false),
+                // To ask on top of it would be once too often when it gets its turn.
+                Seen::CallWaiting if begun.elapsed() > self.config.command_timeout => {
+                    return Err(EngineError::Timeout {
+                        step: step(),
+                        limit: self.config.command_timeout,
+                    });
+                }
+                Seen::Freezing | Seen::SomeStand | Seen::CallWaiting => {}
             }
             tokio::time::sleep(SETTLE_POLL).await;
         }
     }
-}
-
-/// Tasks in a dump of goroutines, and how many of them are stopped.
-fn count_tasks(stacks: &str) -> (usize, usize) {
-    let tasks = stacks
-        .split("\n\n")
-        .filter(|goroutine| goroutine.contains("kernel.(*Task).run("));
-    let (mut all, mut standing) = (0, 0);
-    for task in tasks {
-        all += 1;
-        standing += usize::from(task.contains("kernel.(*Task).doStop("));
-    }
-    (all, standing)
 }

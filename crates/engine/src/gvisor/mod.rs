@@ -46,6 +46,7 @@ mod rescue;
 mod runsc;
 mod slots;
 mod spec;
+mod stacks;
 
 use std::collections::HashMap;
 use std::io;
@@ -66,6 +67,9 @@ use crate::{
 };
 use execution::Live;
 use paths::Paths;
+
+/// A guest that has this much memory left, and half of what it was promised, has plenty.
+const PLENTY: u64 = 128 << 20;
 
 /// Why the engine cannot be used on this host.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +136,8 @@ impl Gvisor {
         let build = builds::keep(&config, &paths)?;
         network::prepare_host(&config, &paths)
             .map_err(host_error("set up forwarding and NAT on the host"))?;
-        let in_use = leftovers::slots_in_use(&paths);
+        let in_use =
+            leftovers::slots_in_use(&paths).map_err(host_error("look for network slots in use"))?;
         leftovers::clear_inspections(&paths)
             .map_err(host_error("unmount disks that were being looked at"))?;
         let slots = slots::SlotPool::open(&config, &paths, &in_use)
@@ -281,8 +286,10 @@ impl Engine for Gvisor {
     }
 
     fn memory_in_use(&self, id: &ExecutionId) -> Result<u64, EngineError> {
-        self.require(id)?;
-        cgroup::in_use(&self.paths.cgroup(id))
+        let promised = self.require(id)?.memory_bytes;
+        // When it uses no more than this, nobody needs to know how much exactly.
+        let enough = promised.saturating_sub(PLENTY).min(promised / 2);
+        cgroup::in_use(&self.paths.cgroup(id), enough)
             .map_err(failed(format!("read the memory use of {id}")))
     }
 
@@ -313,8 +320,13 @@ impl Engine for Gvisor {
     }
 
     async fn adopt(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        let live =
-            Live::read(&self.paths.execution(id)).map_err(|_| EngineError::Unknown(id.clone()))?;
+        let live = Live::read(&self.paths.execution(id)).map_err(|error| {
+            if leftovers::is_unreadable(&error) {
+                failed(format!("read the state of {id}"))(error)
+            } else {
+                EngineError::Unknown(id.clone())
+            }
+        })?;
         self.live().insert(id.clone(), live);
         Ok(())
     }
@@ -343,7 +355,7 @@ impl Engine for Gvisor {
         let (slots, paths) = (Arc::clone(&self.slots), self.paths.clone());
         blocking(move || {
             slots.close();
-            if !leftovers::any_trace(&paths) {
+            if let Ok(false) = leftovers::any_trace(&paths) {
                 leftovers::clear_host(&paths);
             }
         })

@@ -23,7 +23,7 @@ impl Process {
         };
         // Read after opening: what the number means now is what the descriptor means. A zombie has
         // no command line any more.
-        if command_line(pid).iter().any(|word| word == argument) {
+        if command_line(pid)?.iter().any(|word| word == argument) {
             return Ok(Some(process));
         }
         reap(process.fd.get_ref());
@@ -79,21 +79,29 @@ fn reap(fd: &OwnedFd) {
 }
 
 /// The words of a command line; empty for kernel threads, zombies and processes that are gone.
-pub(super) fn command_line(pid: i32) -> Vec<String> {
-    let raw = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    raw.split(|&byte| byte == 0)
+pub(super) fn command_line(pid: i32) -> io::Result<Vec<String>> {
+    let raw = match std::fs::read(format!("/proc/{pid}/cmdline")) {
+        Err(error) if is_gone(&error) => Vec::new(),
+        raw => raw?,
+    };
+    let words = raw
+        .split(|&byte| byte == 0)
         .filter(|word| !word.is_empty())
-        .map(|word| String::from_utf8_lossy(word).into_owned())
-        .collect()
+        .map(|word| String::from_utf8_lossy(word).into_owned());
+    Ok(words.collect())
+}
+
+/// Whether a read below `/proc` failed because the process ended.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// All process ids of this host.
-pub(super) fn all() -> Vec<i32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+pub(super) fn all() -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(pids)
 }

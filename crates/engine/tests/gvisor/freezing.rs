@@ -119,3 +119,25 @@ async fn a_dead_guest_is_neither_frozen_nor_thawed() {
     host.engine.thaw(&spec.id).await.unwrap_err();
     host.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_living_guest_is_not_dead_because_runsc_says_nothing() {
+    let host = Host::new();
+    let spec = host.boot("disk").await;
+    let counted = counter(&host, &spec.id).await;
+    let kept = host.config.data_dir.join("engines").join(&spec.build.0);
+    let (runsc, away) = (kept.join("runsc"), kept.join("away"));
+    std::fs::rename(&runsc, &away).unwrap();
+    let host = {
+        // The engine looks at its build when it opens.
+        let found = status(&host, &spec.id).await;
+        assert_eq!(found, ExecutionStatus::Frozen, "in doubt");
+        std::fs::rename(&away, &runsc).unwrap();
+        host.restart()
+    };
+    host.engine.adopt(&spec.id).await.unwrap();
+    host.engine.thaw(&spec.id).await.unwrap();
+    host.answers(&spec.id).await;
+    assert!(counter(&host, &spec.id).await >= counted);
+    host.close().await;
+}

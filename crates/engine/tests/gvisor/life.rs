@@ -219,16 +219,23 @@ async fn engine_commands_of_an_earlier_server_are_over_when_find_answers() {
     let mut host = Host::new();
     host.config.command_timeout = Duration::from_secs(2);
     let host = host.restart();
-    // Stand-ins with the command lines of runsc at work, of which one hangs.
-    let command = |seconds: &str| {
+    // Stand-ins with the command lines of runsc at work, of which one hangs and one writes an image.
+    let written = host.path("written");
+    let command = |script: &str, verb: &str| {
         std::process::Command::new("/bin/sh")
-            .args(["-c", &format!("sleep {seconds}; true"), "runsc"])
+            .args(["-c", script, "runsc"])
             .stdout(std::process::Stdio::null())
             .arg(format!("--root=/run/sandbase/{}/runsc", host.tag()))
+            .arg(verb)
             .spawn()
             .unwrap()
     };
-    let (short, hanging) = (command("0.5"), command("20"));
+    let (short, hanging) = (
+        command("sleep 0.5; true", "pause"),
+        command("sleep 20; true", "pause"),
+    );
+    let write = format!("sleep 5; touch {}", written.display());
+    let writing = command(&write, "checkpoint");
     let begin = std::time::Instant::now();
     host.engine.find().await.unwrap();
     assert!(
@@ -236,7 +243,8 @@ async fn engine_commands_of_an_earlier_server_are_over_when_find_answers() {
         "nothing was waited for"
     );
     assert!(begin.elapsed() < PATIENCE, "the hanging one was waited for");
-    for child in [short, hanging] {
+    assert!(written.exists(), "a checkpoint has more time");
+    for child in [short, hanging, writing] {
         let line = std::fs::read(format!("/proc/{}/cmdline", child.id())).unwrap_or_default();
         assert!(line.is_empty(), "{} still runs", child.id());
     }

@@ -43,6 +43,30 @@ async fn a_fork_bomb_stays_in_its_sandbox() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_less_memory_is_told_than_the_guest_uses_and_no_cache_when_little_is_left() {
+    let host = Host::new();
+    let mut spec = host.spec("disk");
+    spec.limits.memory_bytes = 256 * MIB;
+    host.boot_with(&spec).await;
+    // In the host's cache, charged to the sandbox.
+    let write =
+        "f = open('/root/file', 'wb')\nfor _ in range(100): f.write(bytes(1 << 20))\nf.flush()";
+    host.run(&spec.id, write).await;
+    host.run(&spec.id, "x = bytearray(os.urandom(1 << 20)) * 30")
+        .await;
+    let some = host.engine.memory_in_use(&spec.id).unwrap();
+    assert!(some >= 30 * MIB, "{some}");
+    host.run(&spec.id, "y = bytearray(os.urandom(1 << 20)) * 110")
+        .await;
+    let used = host.engine.memory_in_use(&spec.id).unwrap();
+    let usage = host.engine.usage(&spec.id).await.unwrap();
+    assert!(used >= 140 * MIB, "{used}");
+    assert!(usage.cache_bytes > 50 * MIB, "{usage:?}");
+    assert!(used < usage.memory_bytes + 50 * MIB, "{used} of {usage:?}");
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn resident_bytes_bound_the_size_of_an_image() {
     let host = Host::new();
     let spec = host.boot("disk").await;

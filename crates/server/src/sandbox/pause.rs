@@ -18,6 +18,10 @@ use super::{PauseMode, PauseRequest, Record, Timings, hooks};
 /// Space an image may need beyond the resident memory: the engine's own state.
 const IMAGE_OVERHEAD_BYTES: u64 = 64 << 20;
 
+/// How long a living guest that does not thaw is kept after a pause that failed. The engine may still be
+/// writing an image that nobody waits for any more, and thaws after that.
+const THAW_LIMIT: Duration = Duration::from_secs(600);
+
 /// Saves the sandbox of a record in state `Pausing`. An error before the commit leaves the
 /// execution running.
 pub(super) async fn pause(
@@ -223,8 +227,8 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
     if let Err(error) = blocking(move || images.sweep_staging()).await {
         tracing::warn!(sandbox.id = %record.id, %error, "an unfinished image could not be removed");
     }
-    let mut wait = Duration::from_millis(20);
-    for _ in 0..8 {
+    let (begun, mut wait) = (Instant::now(), Duration::from_millis(20));
+    while begun.elapsed() < THAW_LIMIT {
         if let Some(reason) = dead(context, execution).await {
             destroy(context, execution).await;
             return Ended::failed(Outcome::ExecutionLost(reason), cause);
@@ -242,7 +246,7 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
             }
         }
         tokio::time::sleep(wait).await;
-        wait *= 2;
+        wait = (wait * 2).min(Duration::from_secs(5));
     }
     // Frozen for good: the memory cannot be had, the disk can.
     destroy(context, execution).await;

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use engine::{ExecutionId, ExecutionStatus};
+use engine::{EngineError, ExecutionId, ExecutionStatus};
 use futures_util::StreamExt;
 
 use super::context::Context;
@@ -21,6 +21,9 @@ use super::{Record, kill, resume, rollback, seal};
 const STRAYS_AT_ONCE: usize = 8;
 /// The start of the server waits no longer for one.
 const STRAY_LIMIT: Duration = Duration::from_secs(60);
+/// How long a living execution that does not thaw is kept. It may be writing an image that nobody waits
+/// for any more, and thaws after that.
+const ADOPT_LIMIT: Duration = Duration::from_secs(600);
 
 /// Every journaled sandbox with the work its recovery needs. What belongs to no sandbox is removed
 /// before this returns.
@@ -110,26 +113,42 @@ async fn recover_one(
     })
 }
 
-/// Takes a live execution over. If it dies in between it is lost like any other.
+/// Takes a live execution over, trying again while it lives: destroying it would give its memory up. If
+/// it dies in between it is lost like any other.
 async fn adopt(
     context: Arc<Context>,
     record: Record,
     execution: ExecutionId,
     outcome: Outcome,
 ) -> Ended {
-    let adopted = async {
-        context.engine.adopt(&execution).await?;
-        context.engine.thaw(&execution).await
-    };
-    let Err(error) = adopted.await else {
-        return Ended::with(outcome);
-    };
-    tracing::error!(sandbox.id = %record.id, %error, "a running execution could not be taken over");
-    let reason = dead(&context, &execution)
-        .await
-        .unwrap_or(engine::ExitReason::Exited);
-    destroy(&context, &execution).await;
-    Ended::failed(Outcome::ExecutionLost(reason), error.into())
+    let begun = Instant::now();
+    let mut wait = Duration::from_millis(50);
+    loop {
+        let adopted = context.engine.adopt(&execution).await;
+        let known = adopted.is_ok();
+        let taken = match adopted {
+            Ok(()) => context.engine.thaw(&execution).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = taken else {
+            return Ended::with(outcome);
+        };
+        let lost = match &error {
+            EngineError::Unknown(_) => Some(engine::ExitReason::Exited),
+            // The engine cannot tell the end of what it does not know.
+            _ if known => dead(&context, &execution).await,
+            _ => None,
+        };
+        let lost = lost.or((begun.elapsed() > ADOPT_LIMIT).then_some(engine::ExitReason::Exited));
+        if let Some(reason) = lost {
+            tracing::error!(sandbox.id = %record.id, %error, "a running execution could not be taken over");
+            destroy(&context, &execution).await;
+            return Ended::failed(Outcome::ExecutionLost(reason), error.into());
+        }
+        tracing::warn!(sandbox.id = %record.id, %error, "taking a running execution over failed, trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(5));
+    }
 }
 
 fn saved_of(record: &Record) -> Saved {

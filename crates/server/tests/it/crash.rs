@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use engine::ExitReason;
+use engine::fake::Call;
 use server::sandbox::{Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, Step};
 
 use crate::snapshots::UNNAMED;
@@ -84,6 +85,30 @@ fn a_crash_at_any_step_of_create_leaves_nothing() {
             place.assert_clean().await;
         });
     }
+}
+
+#[test]
+fn a_living_execution_that_does_not_thaw_at_once_is_kept() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let id = server.runtime.block_on(create(&server.sandboxes));
+    let execution = place.execution();
+    assert!(place.host.step(&execution));
+    crash_at(&place, server, Step::PauseCheckpoint, async |sandboxes| {
+        let _ = sandboxes.pause(&id, FULL).await;
+    });
+    place.host.fail(Call::Thaw);
+    place.host.fail(Call::Thaw);
+    let next = Server::start(&place);
+    next.settled(&id, PublicState::Running);
+    assert_eq!(place.host.pending_failures(), vec![]);
+    assert_eq!(place.execution(), execution);
+    assert!(place.host.step(&execution), "the guest must go on");
+    assert_eq!(place.host.memory(&execution), Some(2));
+    next.runtime.block_on(async {
+        next.sandboxes.kill(&id).await.unwrap();
+        place.assert_clean().await;
+    });
 }
 
 #[test]
