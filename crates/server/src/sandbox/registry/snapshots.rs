@@ -66,7 +66,12 @@ impl Sandboxes {
         let folder = SandboxFiles::new(&self.context.data_dir, id).disks();
         let disks = [&record.disks.own].into_iter().chain(&record.disks.sealed);
         let disks: Vec<_> = disks.map(|disk| folder.path(disk)).collect();
-        let opened = self.transfers.readable(&record.spec.layers, &disks).await?;
+        let opened = self.transfers.readable(&record.spec.layers, &disks).await;
+        // What was opened beside somebody else, or not opened for that, says nothing of the disks.
+        if published.borrow().record.generation != record.generation {
+            return Err(SandboxError::Busy(id.clone()).into());
+        }
+        let opened = opened?;
         let not_paused_any_more = async move {
             let paused = |now: &Published| matches!(now.record.state, State::Paused { .. });
             // An error means that the sandbox is gone.
