@@ -6,21 +6,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::{Bench, FloorOptions, GROUPS, Options, Progress, Target};
+use bench::{Bench, FloorOptions, GROUPS, Options, Progress};
 use clap::Args;
+
+use crate::target::TargetArguments;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Base URL of the API.
-    #[arg(long, env = "E2B_API_URL")]
-    url: String,
-    /// Base URL for sandboxes. Default: the API's when that is on localhost or an IP address, else
-    /// `<port>-<sandbox id>.<domain>`.
-    #[arg(long, env = "E2B_SANDBOX_URL", value_name = "URL")]
-    sandbox_url: Option<String>,
-    /// The API key.
-    #[arg(long, env = "E2B_API_KEY", hide_env_values = true)]
-    key: String,
+    #[command(flatten)]
+    target: TargetArguments,
     /// Template of the sandboxes; it must have Python 3, and for file work Git, npm and pip.
     #[arg(long, value_name = "NAME", default_value = "base")]
     template: String,
@@ -107,11 +101,7 @@ impl Arguments {
             scratch: self.scratch.clone(),
         });
         Ok(Options {
-            target: Target {
-                url: self.url.clone(),
-                sandbox_url: self.sandbox_url.clone(),
-                key: self.key.clone(),
-            },
+            target: self.target.clone().into(),
             template: self.template.clone(),
             rounds: self.rounds,
             only: self.only.clone(),

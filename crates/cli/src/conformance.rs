@@ -7,20 +7,14 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::Args;
-use conformance::{Colours, Options, Progress, Report, Suite, Target, Verdict};
+use conformance::{Colours, Options, Progress, Report, Suite, Verdict};
+
+use crate::target::TargetArguments;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Base URL of the API.
-    #[arg(long, env = "E2B_API_URL")]
-    url: String,
-    /// Base URL for sandboxes. Default: the API's when that is on localhost or an IP address, else
-    /// `<port>-<sandbox id>.<domain>`.
-    #[arg(long, env = "E2B_SANDBOX_URL", value_name = "URL")]
-    sandbox_url: Option<String>,
-    /// The API key.
-    #[arg(long, env = "E2B_API_KEY", hide_env_values = true)]
-    key: String,
+    #[command(flatten)]
+    target: TargetArguments,
     /// Template of the sandboxes; it must have Python 3.
     #[arg(long, value_name = "NAME", default_value = "base")]
     template: String,
@@ -41,11 +35,7 @@ pub(crate) struct Arguments {
 /// Runs the suite, prints its table; fails when a promise was not seen kept.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let options = Options {
-        target: Target {
-            url: arguments.url,
-            sandbox_url: arguments.sandbox_url,
-            key: arguments.key,
-        },
+        target: arguments.target.into(),
         template: arguments.template,
         rounds: arguments.rounds,
         only: arguments.only,

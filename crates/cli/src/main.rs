@@ -4,6 +4,7 @@ mod bench;
 mod client;
 mod conformance;
 mod doctor;
+mod target;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

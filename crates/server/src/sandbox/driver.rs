@@ -228,6 +228,9 @@ impl Driver {
         };
         let Some(next) = state::begin(&self.record.state, &transition, from, fresh) else {
             tracing::error!(sandbox.id = %self.record.id, ?transition, state = self.record.state.name(), "a transition does not begin in this state");
+            if let Some(frozen) = frozen {
+                destroy(&self.context, &frozen).await;
+            }
             return;
         };
         self.why = match &cause {

@@ -14,6 +14,12 @@ pub(crate) fn host_memory() -> Option<HostMemory> {
     parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 
+/// Whether a part of the host's memory, one in `parts`, is available. Where that cannot be told it is
+/// taken to be so, and other bounds have to do.
+pub(super) fn is_memory_available(parts: u64) -> bool {
+    host_memory().is_none_or(|memory| memory.available >= memory.total / parts)
+}
+
 fn parse(text: &str) -> Option<HostMemory> {
     let bytes = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;

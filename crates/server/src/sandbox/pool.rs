@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::context::Context;
 use super::create;
-use super::memory::host_memory;
+use super::memory::is_memory_available;
 use super::state::State;
 use super::{Disks, Lifecycle, OnTimeout, Record, Run, SandboxId, SandboxSpec, kill};
 use crate::template::Template;
@@ -129,7 +129,7 @@ impl Pool {
             }
             return Ok(true);
         }
-        if ready == wanted || !is_memory_plentiful() {
+        if ready == wanted || !is_memory_available(LEAST_AVAILABLE) {
             return Ok(false);
         }
         while self.context.is_starting() {
@@ -210,8 +210,4 @@ async fn keep_filled(pool: Weak<Pool>) {
         // A server that is dropped, not closed, is let go of within this time.
         let _ = tokio::time::timeout(wait, open.taken.notified()).await;
     }
-}
-
-fn is_memory_plentiful() -> bool {
-    host_memory().is_none_or(|memory| memory.available >= memory.total / LEAST_AVAILABLE)
 }

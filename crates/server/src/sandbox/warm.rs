@@ -14,7 +14,7 @@ use engine::{Engine, ExecutionId};
 use snapshot::ImageId;
 
 use super::SandboxId;
-use super::memory::host_memory;
+use super::memory::is_memory_available;
 use super::transition::until_done;
 
 /// How often ages and the host's memory are looked at.
@@ -78,15 +78,15 @@ impl Warm {
     }
 
     /// Takes a frozen execution whose image is committed; false when there is no room for it, and
-    /// the caller has to destroy it. Older ones make room.
+    /// the caller has to destroy it. Older ones make room, which nobody waits for.
     pub(super) async fn keep(
-        &self,
+        self: &Arc<Self>,
         sandbox: &SandboxId,
         execution: &ExecutionId,
         image: &ImageId,
     ) -> bool {
         let most = self.settings.memory_bytes;
-        if most == 0 || !is_memory_plentiful() {
+        if most == 0 || !is_memory_available(LEAST_AVAILABLE) {
             return false;
         }
         let bytes = match self.engine.resident_bytes(execution).await {
@@ -106,10 +106,9 @@ impl Warm {
             };
             kept.by_sandbox.insert(sandbox.clone(), Arc::new(entry));
         }
-        while self.held() > most {
-            if !self.drop_oldest().await {
-                break;
-            }
+        if self.held() > most {
+            let warm = Arc::clone(self);
+            tokio::spawn(async move { while warm.held() > most && warm.drop_oldest().await {} });
         }
         true
     }
@@ -199,13 +198,8 @@ async fn watch(warm: Weak<Warm>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(warm) = warm.upgrade() else { return };
-        while warm.has_expired() || !(warm.is_empty() || is_memory_plentiful()) {
+        while warm.has_expired() || !(warm.is_empty() || is_memory_available(LEAST_AVAILABLE)) {
             warm.drop_oldest().await;
         }
     }
-}
-
-fn is_memory_plentiful() -> bool {
-    // Where it cannot be told, the budget alone counts.
-    host_memory().is_none_or(|memory| memory.available >= memory.total / LEAST_AVAILABLE)
 }

@@ -132,7 +132,7 @@ async fn the_oldest_give_way_to_the_budget_and_to_time() {
     let mut ids = Vec::new();
     for _ in 0..4 {
         ids.push(paused(&place, &sandboxes).await);
-        assert!(place.host.executions().len() <= 2, "there is room for two");
+        eventually("room for two", || place.host.executions().len() <= 2).await;
     }
     for id in &ids {
         assert_eq!(state_of(&sandboxes, id), Some(PublicState::Paused));
@@ -209,4 +209,25 @@ fn a_sigkill_of_the_server_at_any_moment_costs_nothing() {
             place.assert_clean().await;
         });
     }
+}
+
+#[tokio::test]
+async fn a_pause_does_not_wait_for_the_one_that_makes_room() {
+    let place = warm_place();
+    let sandboxes = place.open().await;
+    for _ in 0..2 {
+        paused(&place, &sandboxes).await;
+    }
+    let others = place.host.executions();
+    let third = create(&sandboxes).await;
+    assert!(place.host.step(&place.execution_beside(&others)));
+    // Tried again for some seconds.
+    for _ in 0..6 {
+        place.host.fail(Call::Destroy);
+    }
+    sandboxes.pause(&third, FULL).await.unwrap();
+    assert_ne!(place.host.pending_failures(), vec![], "it was waited for");
+    eventually("room", || place.host.executions().len() == 2).await;
+    connect(&sandboxes, &third).await;
+    assert_eq!(place.host.violations(), Vec::<String>::new());
 }

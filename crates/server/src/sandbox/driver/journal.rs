@@ -213,14 +213,17 @@ impl Driver {
         if self.ended.is_cancelled() && matches!(self.record.state, State::Running { .. }) {
             self.ended = CancellationToken::new();
         }
-        let mut timings = self.timings.clone();
-        if let Some(since) = self.still_since {
-            timings.note("still", since);
+        let has_settled = matches!(
+            self.record.state,
+            State::Running { .. } | State::Paused { .. }
+        );
+        if has_settled && let Some(since) = self.still_since.take() {
+            self.timings.note("still", since);
         }
         self.published.send_replace(Published {
             record: Arc::new(self.record.clone()),
             ended: self.ended.clone(),
-            timings,
+            timings: self.timings.clone(),
         });
         self.context.changes.send_replace(());
     }
