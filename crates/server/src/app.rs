@@ -180,6 +180,7 @@ pub fn engine_config(config: &Config, data_dir: &Path) -> gvisor::Config {
     engine.uplink_network = config.engine.uplink_network;
     engine.uplink_prefix = config.engine.uplink_prefix;
     engine.ready_slots = config.engine.ready_slots;
+    engine.large_pages = config.engine.large_pages;
     engine
 }
 

@@ -58,6 +58,8 @@ pub struct EngineConfig {
     pub uplink_prefix: u8,
     /// Network slots kept ready.
     pub ready_slots: usize,
+    /// Whether to turn on pages of 64 KiB for the memory of guests, a setting of the whole host.
+    pub large_pages: bool,
 }
 
 /// The base template.
@@ -208,6 +210,7 @@ impl Default for EngineConfig {
             uplink_network: Ipv4Addr::new(10, 219, 0, 0),
             uplink_prefix: 16,
             ready_slots: 2,
+            large_pages: true,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::large_pages::{self, LargePages};
 use super::{Config, builds, cgroup, disk, loopdev, mounts, netns};
 
 /// Free space below which new sandboxes soon fail, in bytes.
@@ -81,6 +82,11 @@ pub fn host_checks(config: &Config) -> Vec<Check> {
             "accept forwarded packets of interfaces named sb*: in Docker's case, with \
              `iptables -I DOCKER-USER -i sb+ -j ACCEPT` and the same with `-o sb+`",
             firewall(),
+        ),
+        check(
+            "large pages",
+            "allow reading /sys/kernel/mm/transparent_hugepage",
+            large(config),
         ),
         check(
             "space",
@@ -251,6 +257,20 @@ fn firewall() -> Result<String, String> {
         return Err("a firewall on this host drops forwarded packets by default".to_owned());
     }
     Ok("forwarded packets of sandboxes are accepted".to_owned())
+}
+
+/// Never missing: without them all works, only slower where guests hold much memory.
+fn large(config: &Config) -> Result<String, String> {
+    Ok(match large_pages::look().map_err(text)? {
+        LargePages::On => "on",
+        LargePages::Off if config.large_pages => "off; the server turns them on",
+        LargePages::Off => "off, as configured",
+        LargePages::Chosen => "left as they were set on this host",
+        LargePages::Unknown => {
+            "this kernel has none; sandboxes with much memory pause and resume slower"
+        }
+    }
+    .to_owned())
 }
 
 fn space(config: &Config) -> Result<String, String> {

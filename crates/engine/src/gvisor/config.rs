@@ -28,6 +28,9 @@ pub struct Config {
     pub starts_at_once: usize,
     /// Network slots kept ready in advance.
     pub ready_slots: usize,
+    /// Whether to turn on pages of 64 KiB for the memory of guests where the kernel has them and nobody
+    /// chose otherwise. The switch is one for all memfds of the host and stays on.
+    pub large_pages: bool,
     /// Limit for `runsc` calls that only talk to a sandbox, and for its end to take effect.
     pub command_timeout: Duration,
     /// Limit for booting or restoring, until `runsc` returns.
@@ -51,6 +54,7 @@ impl Config {
             uplink_prefix: 16,
             starts_at_once: 64,
             ready_slots: 2,
+            large_pages: true,
             command_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(60),
             image_timeout: Duration::from_secs(600),

@@ -34,6 +34,7 @@ mod disk;
 mod execution;
 mod freezing;
 mod image;
+mod large_pages;
 mod leftovers;
 mod loopdev;
 mod mounts;
@@ -118,8 +119,9 @@ pub struct Gvisor {
 }
 
 impl Gvisor {
-    /// Prepares the host: keeps a copy of the configured build, sets up forwarding and NAT, and
-    /// removes network slots of this data directory that belong to no execution. Needs root.
+    /// Prepares the host: keeps a copy of the configured build, sets up forwarding and NAT, turns on
+    /// large pages for memory of guests, and removes network slots of this data directory that belong
+    /// to no execution. Needs root.
     ///
     /// Blocks for about 100 ms (hashing the build); call it outside async tasks or accept that.
     /// At most one `Gvisor` may be open per data directory.
@@ -136,6 +138,13 @@ impl Gvisor {
         let build = builds::keep(&config, &paths)?;
         network::prepare_host(&config, &paths)
             .map_err(host_error("set up forwarding and NAT on the host"))?;
+        if config.large_pages {
+            match large_pages::turn_on() {
+                Ok(state) => tracing::debug!(?state, "large pages for the memory of guests"),
+                // Sandboxes work without, only slower where they hold much memory.
+                Err(error) => tracing::warn!(%error, "no large pages for the memory of guests"),
+            }
+        }
         let in_use =
             leftovers::slots_in_use(&paths).map_err(host_error("look for network slots in use"))?;
         leftovers::clear_inspections(&paths)
