@@ -171,8 +171,13 @@ fn trial_disk(config: &Config) -> Result<String, String> {
             std::fs::create_dir_all(directory).map_err(text)?;
         }
         disk::create(&trial_disk, TRIAL_DISK).map_err(|error| error.to_string())?;
-        disk::mount_rootfs(&trial_disk, &[layer], &mounted, &rootfs)
-            .map_err(|error| format!("mounting a disk and an overlay: {error}"))?;
+        mounts::mount_disk(
+            &disk::image(&trial_disk),
+            &mounted,
+            mounts::Access::ReadWrite,
+        )
+        .and_then(|()| disk::mount_rootfs(&[layer], &mounted, &rootfs))
+        .map_err(|error| format!("mounting a disk and an overlay: {error}"))?;
         let file = rootfs.join("file");
         std::fs::write(&file, "").map_err(text)?;
         rustix::fs::setxattr(

@@ -103,12 +103,30 @@ pub(super) fn remove(disk: &Path) -> Result<(), EngineError> {
     }
 }
 
-/// Mounts sealed disks (topmost first) and answers the layers on them.
-pub(super) fn mount_sealed(
+/// Mounts a disk, the sealed disks below it (topmost first), and at the root of the execution the
+/// overlay of all of them and `layers`. On failure the caller unmounts what may have been mounted.
+pub(super) fn mount_all(
+    disk: &Path,
     sealed: &[PathBuf],
+    layers: &[PathBuf],
     directory: &ExecutionDir,
-) -> io::Result<Vec<PathBuf>> {
-    // Side by side: each waits for its reads most of the time.
+) -> io::Result<()> {
+    let (disk_mount, rootfs) = (directory.disk_mount(), directory.rootfs());
+    // Side by side: each mount waits for its reads most of the time.
+    std::thread::scope(|scope| {
+        let own = scope.spawn(|| mounts::mount_disk(&image(disk), &disk_mount, Access::ReadWrite));
+        let mut all = mount_sealed(sealed, directory);
+        let own = joined(own);
+        if let Ok(all) = &mut all {
+            all.extend_from_slice(layers);
+        }
+        own.and(all)
+    })
+    .and_then(|layers| mount_rootfs(&layers, &disk_mount, &rootfs))
+}
+
+/// Mounts sealed disks (topmost first) and answers the layers on them.
+fn mount_sealed(sealed: &[PathBuf], directory: &ExecutionDir) -> io::Result<Vec<PathBuf>> {
     std::thread::scope(|scope| {
         let mounting: Vec<_> = sealed
             .iter()
@@ -118,13 +136,16 @@ pub(super) fn mount_sealed(
                 scope.spawn(move || mount_one_sealed(disk, &target))
             })
             .collect();
-        let mounted = mounting.into_iter().map(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        mounted.collect()
+        // All of them are waited for, also when one fails.
+        let mounted: Vec<_> = mounting.into_iter().map(joined).collect();
+        mounted.into_iter().collect()
     })
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn mount_one_sealed(disk: &Path, target: &Path) -> io::Result<PathBuf> {
@@ -145,18 +166,11 @@ pub(super) fn check_directory(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::NotADirectory, problem))
 }
 
-/// Mounts a disk at `disk_mount` and the overlay of `layers` and the disk at `rootfs`. On failure
-/// the caller unmounts what may have been mounted.
-pub(super) fn mount_rootfs(
-    disk: &Path,
-    layers: &[PathBuf],
-    disk_mount: &Path,
-    rootfs: &Path,
-) -> io::Result<()> {
+/// Mounts the overlay of `layers` (topmost first) and the disk that is mounted at `disk_mount`.
+pub(super) fn mount_rootfs(layers: &[PathBuf], disk_mount: &Path, rootfs: &Path) -> io::Result<()> {
     let top = layers
         .first()
         .ok_or_else(|| io::Error::other("no layer to put the disk on"))?;
-    mounts::mount_disk(&image(disk), disk_mount, Access::ReadWrite)?;
     let (upper, work) = (disk_mount.join(UPPER), disk_mount.join("work"));
     match upper.symlink_metadata() {
         Ok(_) => {}

@@ -186,6 +186,8 @@ impl Gvisor {
             }
         };
         write_json(&directory.oci_spec(), &oci).map_err(failed(format!("write spec of {id}")))?;
+        // Not waited for: runsc needs about as long until it joins.
+        tokio::task::spawn_blocking(cgroup::expect_joins);
         Ok(turn)
     }
 
@@ -214,12 +216,9 @@ impl Gvisor {
         let working = self.work_on(&spec.id).read_owned().await;
         blocking(move || {
             let _working = working;
-            let mut layers = disk::mount_sealed(&spec.sealed, &directory)?;
-            layers.extend(spec.layers);
-            let (disk_mount, rootfs) = (directory.disk_mount(), directory.rootfs());
-            disk::mount_rootfs(&spec.disk, &layers, &disk_mount, &rootfs)?;
+            disk::mount_all(&spec.disk, &spec.sealed, &spec.layers, &directory)?;
             if boots {
-                boot_mark::put(&rootfs, &disk_mount)
+                boot_mark::put(&directory.rootfs(), &directory.disk_mount())
             } else {
                 Ok(())
             }
