@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use agent_api::{ENVD_VERSION, InitReply, InitRequest};
 use base64::Engine;
@@ -43,18 +43,23 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
             .log
             .add(Level::Info, "envd", "the sandbox runs", fields);
     }
-    let new_lifecycle = applied == Applied::NewLifecycle;
     if applied != Applied::Stale {
-        // Nothing of this can fail a sandbox: the image may be read-only or lack the files.
-        let _panicked = tokio::task::spawn_blocking(move || {
-            let _best_effort = write_identity(&request);
-            let _best_effort = set_hostname(&request.hostname);
-            let _best_effort = stir(request.entropy.as_deref());
-            if new_lifecycle {
-                let _best_effort = ports::move_on();
-            }
-        })
-        .await;
+        // Nothing of this can fail a sandbox: the image may be read-only or lack the files. What only
+        // the guest's kernel answers takes no time worth another thread.
+        let _best_effort = set_hostname(&request.hostname);
+        let _best_effort = stir(request.entropy.as_deref());
+        if applied == Applied::NewLifecycle {
+            let _best_effort = ports::move_on();
+        }
+        let names = Names::of(&request);
+        if *written() != Some(names.clone()) {
+            let _panicked = tokio::task::spawn_blocking(move || {
+                let _best_effort = write_identity(&request);
+                let _best_effort = add_to_hosts(&request.hostname);
+                *written() = Some(names);
+            })
+            .await;
+        }
     }
     InitReply {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -63,6 +68,31 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
         processes: agent.processes.count(),
         hooks_due: agent.hooks.due(),
     }
+}
+
+/// What the files in the guest call the sandbox.
+#[derive(Clone, PartialEq, Eq)]
+struct Names {
+    sandbox: String,
+    template: String,
+    hostname: String,
+}
+
+impl Names {
+    fn of(request: &InitRequest) -> Self {
+        Self {
+            sandbox: request.sandbox_id.clone(),
+            template: request.template_id.clone(),
+            hostname: request.hostname.clone(),
+        }
+    }
+}
+
+/// The names that were written last. Like the files they outlive a pause, so a resume writes nothing:
+/// what somebody inside changed since, they want so.
+fn written() -> MutexGuard<'static, Option<Names>> {
+    static WRITTEN: Mutex<Option<Names>> = Mutex::new(None);
+    WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write_identity(request: &InitRequest) -> io::Result<()> {
@@ -83,10 +113,16 @@ fn write_identity(request: &InitRequest) -> io::Result<()> {
 }
 
 fn set_hostname(hostname: &str) -> io::Result<()> {
+    if !hostname.is_empty() {
+        rustix::system::sethostname(hostname.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn add_to_hosts(hostname: &str) -> io::Result<()> {
     if hostname.is_empty() {
         return Ok(());
     }
-    let _not_permitted = rustix::system::sethostname(hostname.as_bytes());
     let hosts = match fs::read_to_string(HOSTS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         other => other?,
