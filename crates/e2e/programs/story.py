@@ -68,6 +68,9 @@ assert int(again[1]) == int(first[1]) + 1, (again, first)
 assert [process.pid for process in same.commands.list()] == [server.pid]
 assert same.commands.run("echo $HOME; whoami").stdout == "/home/user\nuser\n"
 assert same.commands.run("sudo id -u").stdout == "0\n"
+# A login shell speaks UTF-8, and has it from one file: loading a locale is most of what its profile costs.
+locale = same.commands.run("locale charmap && localedef --list-archive").stdout
+assert locale == "UTF-8\nC.utf8\n", locale
 
 assert same.kill()
 assert not Sandbox.kill(sandbox.sandbox_id)

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::ptr;
+use std::sync::OnceLock;
 
 use super::limits;
 use crate::users::User;
@@ -178,6 +179,8 @@ struct Image<'a> {
     files: [RawFd; 3],
     terminal: bool,
     open_files: Option<libc::rlimit>,
+    /// What the agent does not leave to the system.
+    signals: &'static [c_int],
     /// Set by the child: index in [`STEPS`] and error number.
     failure: Option<(usize, c_int)>,
 }
@@ -208,6 +211,7 @@ impl<'a> Image<'a> {
             files: files.map(AsRawFd::as_raw_fd),
             terminal,
             open_files: limits::open_files(),
+            signals: own_signals(),
             failure: None,
         }
     }
@@ -240,8 +244,8 @@ impl<'a> Image<'a> {
         // SAFETY: as in `become_program`.
         unsafe {
             // Exec resets handlers but keeps what is ignored: the runtime ignores SIGPIPE.
-            for signal in 1..32 {
-                libc::signal(signal, libc::SIG_DFL);
+            for signal in self.signals {
+                libc::signal(*signal, libc::SIG_DFL);
             }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
@@ -308,6 +312,28 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Signals that the agent handles or ignores. It settles that when it starts, before any child: so it
+/// is looked up once, where to reset all of them would be half a child's system calls.
+#[expect(unsafe_code, reason = "the standard library tells nothing of signals")]
+fn own_signals() -> &'static [c_int] {
+    static OWN: OnceLock<Vec<c_int>> = OnceLock::new();
+    OWN.get_or_init(|| {
+        let is_own = |signal: &c_int| {
+            // The reaper may be about to handle it.
+            if *signal == libc::SIGCHLD {
+                return true;
+            }
+            // SAFETY: all bits zero are a valid `sigaction`, and it is only read into.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(*signal, ptr::null(), &raw mut action) == 0
+                    && action.sa_sigaction != libc::SIG_DFL
+            }
+        };
+        (1..32).filter(is_own).collect()
+    })
+}
+
 fn succeeded(result: c_long, step: usize) -> Result<(), usize> {
     if result < 0 { Err(step) } else { Ok(()) }
 }
@@ -328,5 +354,37 @@ mod tests {
             ]
         );
         assert_eq!(candidates("./x", "/bin").unwrap(), [c"./x".to_owned()]);
+    }
+
+    #[test]
+    fn a_child_inherits_no_signal_that_is_ignored_or_blocked() {
+        let user = User {
+            name: "nobody".to_owned(),
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            home: "/".to_owned(),
+        };
+        let arguments = ["-E", "^Sig(Blk|Ign)", "/proc/self/status"].map(str::to_owned);
+        let none = std::iter::empty();
+        let program = Program::new("/bin/grep", &arguments, none, "/", &user, Vec::new()).unwrap();
+        let (mut told, child) = std::io::pipe().unwrap();
+        let child = OwnedFd::from(child);
+        let pid = program.spawn([&child; 3], false).unwrap();
+        drop(child);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut told, &mut text).unwrap();
+        // Another test may have collected it already.
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap());
+        let _ended = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+        // Tests ignore SIGPIPE, as the agent does. What comes after the first 31 is left as it was.
+        let sets: Vec<_> = text.split_whitespace().skip(1).step_by(2).collect();
+        assert_eq!(sets.len(), 2, "{text}");
+        for set in sets {
+            assert_eq!(
+                u64::from_str_radix(set, 16).unwrap() & 0x7fff_ffff,
+                0,
+                "{text}"
+            );
+        }
     }
 }
