@@ -152,6 +152,11 @@ impl FakeHost {
         }
     }
 
+    fn in_use(&self, disk: &Path) -> bool {
+        let executions = lock(&self.executions);
+        executions.values().any(|guest| guest.uses(disk))
+    }
+
     fn violated(&self, rule: String) {
         lock(&self.violations).push(rule);
     }
@@ -214,6 +219,15 @@ impl Fake {
         Ok(use_guest(guest))
     }
 
+    /// What only a disk that no execution uses may be asked for.
+    fn needs_alone(&self, disk: &Path, what: &str) {
+        if self.host.in_use(disk) {
+            let disk = disk.display();
+            self.host
+                .violated(format!("{what} of {disk}, which is in use"));
+        }
+    }
+
     fn watch_end(&self, id: &ExecutionId) -> Option<watch::Receiver<Option<ExitReason>>> {
         lock(&self.host.executions).get(id).map(FakeGuest::end)
     }
@@ -264,11 +278,23 @@ impl Engine for Fake {
         if self.host.meet(Call::MakeDisk) {
             return Err(injected("copy disk"));
         }
+        self.needs_alone(from, "copy");
         let copied = crate::disk_copy::copy(from, to).and_then(|()| keep_times(from, to));
         copied.map_err(failed("copy disk"))
     }
 
+    async fn share_disk(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
+        self.needs_alone(from, "sharing");
+        crate::disk_copy::share(from, to).map_err(failed("share disk"))
+    }
+
+    async fn settle_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        self.needs_alone(disk, "settling");
+        Ok(())
+    }
+
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        self.needs_alone(disk, "removal");
         match fs::remove_dir_all(disk) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove disk")(error))
@@ -282,6 +308,7 @@ impl Engine for Fake {
         disk: &Path,
         instant: SystemTime,
     ) -> Result<bool, EngineError> {
+        self.needs_alone(disk, "comparison");
         let metadata = fs::metadata(disk.join(DISK_FILE)).map_err(failed("look at disk"))?;
         Ok(metadata.modified().map_err(failed("look at disk"))? > instant)
     }
@@ -292,6 +319,9 @@ impl Engine for Fake {
         _layers: &[PathBuf],
         disks: &[PathBuf],
     ) -> Result<OpenFiles, EngineError> {
+        for disk in disks {
+            self.needs_alone(disk, "reading");
+        }
         match disks.first().filter(|disk| disk.is_dir()) {
             Some(disk) => Ok(OpenFiles::new(disk.clone(), Vec::new(), ())),
             None => Err(injected("open files")),
@@ -313,15 +343,7 @@ impl Engine for Fake {
         if refused {
             return Err(failure(injected("restore or boot"), true));
         }
-        let in_use = lock(&self.host.executions)
-            .values()
-            .any(|guest| guest.uses(&spec.disk));
-        if in_use {
-            self.host.violated(format!(
-                "two executions on the disk {}",
-                spec.disk.display()
-            ));
-        }
+        self.needs_alone(&spec.disk, "another execution");
         let links = fs::metadata(spec.disk.join(DISK_FILE)).map(|metadata| metadata.nlink());
         if links.is_ok_and(|links| links > 1) {
             self.host

@@ -1,4 +1,4 @@
-//! pause: freeze, write memory, make everything durable, commit by rename, destroy.
+//! pause: freeze, write memory, make everything durable, commit by rename, let go of the execution.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -65,8 +65,9 @@ pub(super) async fn pause(
 /// What becomes of the execution after the commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
-    /// It may stay frozen in memory for the next connect.
-    KeepWarm,
+    /// It may stay frozen in memory for the next connect. Else its end is nothing to wait for: all of
+    /// it is in the image.
+    Leave,
     /// Its disk is needed.
     Destroy,
 }
@@ -263,18 +264,15 @@ async fn finish(
 ) {
     retry_fault(context, Step::PauseDestroy).await;
     let committed_at = OffsetDateTime::now_utc();
-    let is_kept = match (target, after) {
-        (PauseTarget::Memory { image }, After::KeepWarm)
-            if !context.stopping.load(Ordering::Relaxed) =>
-        {
-            context.warm.keep(&record.id, execution, image).await
+    match (target, after) {
+        (PauseTarget::Memory { image }, After::Leave) => {
+            let keep = !context.stopping.load(Ordering::Relaxed);
+            let (execution, image) = (execution.clone(), image.clone());
+            context.warm.leave(&record.id, execution, image, keep).await;
         }
-        (PauseTarget::Disk, _) | (_, After::KeepWarm | After::Destroy) => false,
-    };
-    if !is_kept {
-        destroy(context, execution).await;
+        // A crash before this has not paused it: nothing but its end tells that it was paused.
+        (PauseTarget::Disk, _) | (_, After::Destroy) => destroy(context, execution).await,
     }
-    pass(committed_at).await;
     let images = context.files(record).images();
     let keep = match target {
         PauseTarget::Memory { image } => vec![image.clone()],
@@ -283,12 +281,12 @@ async fn finish(
     if let Err(error) = blocking(move || images.sweep(&keep)).await {
         tracing::warn!(sandbox.id = %record.id, %error, "an old image could not be removed");
     }
+    pass(committed_at).await;
     retry_fault(context, Step::PausePublish).await;
 }
 
 /// Waits until the clock by which file systems stamp changes has passed `instant`: it moves in ticks of
-/// some milliseconds, and whatever the next guest writes must look newer than the image. Destroying
-/// an execution takes longer than a tick, so this costs nothing.
+/// some milliseconds, and whatever the next guest writes must look newer than the image.
 async fn pass(instant: OffsetDateTime) {
     loop {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);

@@ -1,10 +1,19 @@
-//! The warm tier: after the commit of a pause, its execution may stay frozen in memory for a while,
-//! and the next connect thaws it instead of reading the image.
+//! What there still is of the executions of paused sandboxes.
 //!
-//! Nothing depends on it. The journal says `Paused` and names the committed image; a warm execution
-//! is in no record, so a server that starts again destroys it like any stray. Whoever wants to do
-//! anything else with a paused sandbox than to thaw it calls [`Warm::drop_of`] first: its disk must
-//! not have two users.
+//! The warm tier: after the commit of a pause, its execution may stay frozen in memory for a while,
+//! and the next connect thaws it instead of reading the image. One that is not kept, or not any more,
+//! is destroyed here too, in the background.
+//!
+//! ```text
+//! leave ──▶ Frozen ──▶ Ending ──▶ (forgotten)
+//!   └────────────────────┘
+//! ```
+//!
+//! Nothing depends on it. The journal says `Paused` and names the committed image; an execution in
+//! here is in no record, so a server that starts again destroys it like any stray. Whoever wants to do
+//! anything else with a paused sandbox than to go on with what [`Warm::take`] answers calls
+//! [`Warm::drop_of`] first: its disk must not have two users. Both wait for an end under way. Nobody
+//! else does, and nothing in here thaws.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, ExecutionId};
 use snapshot::ImageId;
+use tokio::sync::Notify;
 
 use super::SandboxId;
 use super::memory::is_memory_available;
@@ -39,26 +49,33 @@ impl WarmSettings {
     };
 }
 
-/// The frozen executions of paused sandboxes.
+/// The executions of paused sandboxes.
 pub(super) struct Warm {
     engine: Arc<dyn Engine>,
     settings: WarmSettings,
     kept: Mutex<Entries>,
+    /// Somebody may be waiting for what has just changed.
+    changed: Notify,
 }
 
 struct Entries {
-    /// Whether further ones are taken.
+    /// Whether further ones are kept.
     open: bool,
-    by_sandbox: HashMap<SandboxId, Arc<Kept>>,
+    by_sandbox: HashMap<SandboxId, Kept>,
 }
 
 struct Kept {
     image: ImageId,
-    bytes: u64,
+    /// When the sandbox was paused.
     since: Instant,
-    /// `None` once it is taken or destroyed. Locked while it is being destroyed, so that nobody uses
-    /// its disk meanwhile.
-    execution: tokio::sync::Mutex<Option<ExecutionId>>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// As the pause left it.
+    Frozen { execution: ExecutionId, bytes: u64 },
+    /// A task destroys it, and forgets it when nobody uses the disk any more.
+    Ending,
 }
 
 impl Warm {
@@ -67,9 +84,10 @@ impl Warm {
             engine,
             settings,
             kept: Mutex::new(Entries {
-                open: settings.memory_bytes > 0,
+                open: true,
                 by_sandbox: HashMap::new(),
             }),
+            changed: Notify::new(),
         });
         if settings.memory_bytes > 0 {
             tokio::spawn(watch(Arc::downgrade(&warm)));
@@ -77,119 +95,169 @@ impl Warm {
         warm
     }
 
-    /// Takes a frozen execution whose image is committed; false when there is no room for it, and
-    /// the caller has to destroy it. Older ones make room, which nobody waits for.
-    pub(super) async fn keep(
+    /// Takes a frozen execution whose image is committed. It is kept if that is wanted and there is
+    /// room, for which older ones are destroyed; else it is destroyed. Nobody waits for either.
+    pub(super) async fn leave(
         self: &Arc<Self>,
         sandbox: &SandboxId,
-        execution: &ExecutionId,
-        image: &ImageId,
-    ) -> bool {
-        let most = self.settings.memory_bytes;
-        if most == 0 || !is_memory_available(LEAST_AVAILABLE) {
-            return false;
-        }
-        let bytes = match self.engine.resident_bytes(execution).await {
-            Ok(bytes) if bytes <= most => bytes,
-            Ok(_) | Err(_) => return false,
+        execution: ExecutionId,
+        image: ImageId,
+        keep: bool,
+    ) {
+        let room = if keep {
+            self.room_for(&execution).await
+        } else {
+            None
         };
-        {
-            let mut kept = self.kept();
-            if !kept.open {
-                return false;
-            }
-            let entry = Kept {
-                image: image.clone(),
-                bytes,
-                since: Instant::now(),
-                execution: tokio::sync::Mutex::new(Some(execution.clone())),
+        let mut kept = self.kept();
+        let ends = room.is_none() || !kept.open;
+        let entry = Kept {
+            image,
+            since: Instant::now(),
+            stage: Stage::Frozen {
+                execution,
+                bytes: room.unwrap_or(0),
+            },
+        };
+        kept.by_sandbox.insert(sandbox.clone(), entry);
+        if ends {
+            self.end(&mut kept, sandbox);
+        }
+        while kept.frozen_bytes() > self.settings.memory_bytes {
+            let Some(oldest) = kept.oldest_frozen() else {
+                return;
             };
-            kept.by_sandbox.insert(sandbox.clone(), Arc::new(entry));
+            self.end(&mut kept, &oldest);
         }
-        if self.held() > most {
-            let warm = Arc::clone(self);
-            tokio::spawn(async move { while warm.held() > most && warm.drop_oldest().await {} });
-        }
-        true
     }
 
-    /// The frozen execution of a sandbox that was paused into this image, for its driver to thaw.
-    pub(super) async fn take(&self, sandbox: &SandboxId, image: &ImageId) -> Option<ExecutionId> {
-        let entry = self.find(sandbox)?;
-        if entry.image != *image {
-            self.drop_of(sandbox).await;
+    /// The bytes that it holds, if they may be held.
+    async fn room_for(&self, execution: &ExecutionId) -> Option<u64> {
+        let most = self.settings.memory_bytes;
+        if most == 0 || !is_memory_available(LEAST_AVAILABLE) {
             return None;
         }
-        let execution = entry.execution.lock().await.take();
-        self.forget(sandbox, &entry);
-        execution
+        let bytes = self.engine.resident_bytes(execution).await.ok();
+        bytes.filter(|bytes| *bytes <= most)
+    }
+
+    /// The frozen execution of a sandbox that was paused into this image, for its driver to thaw. With
+    /// or without one, nobody else uses the disk when this returns.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        sandbox: &SandboxId,
+        image: &ImageId,
+    ) -> Option<ExecutionId> {
+        let look = |kept: &mut Entries| {
+            let Some(entry) = kept.by_sandbox.get(sandbox) else {
+                return Some(None);
+            };
+            match &entry.stage {
+                Stage::Frozen { execution, .. } if entry.image == *image => {
+                    let execution = execution.clone();
+                    kept.by_sandbox.remove(sandbox);
+                    return Some(Some(execution));
+                }
+                Stage::Frozen { .. } => self.end(kept, sandbox),
+                Stage::Ending => {}
+            }
+            None
+        };
+        self.once(look).await
     }
 
     /// Destroys what there is of a sandbox; when this returns nobody uses its disk.
-    pub(super) async fn drop_of(&self, sandbox: &SandboxId) {
-        let Some(entry) = self.find(sandbox) else {
-            return;
+    pub(super) async fn drop_of(self: &Arc<Self>, sandbox: &SandboxId) {
+        let gone = |kept: &mut Entries| {
+            self.end(kept, sandbox);
+            (!kept.by_sandbox.contains_key(sandbox)).then_some(())
         };
-        let mut execution = entry.execution.lock().await;
-        if let Some(execution) = execution.take() {
-            let step = format!("destroy the frozen {execution}");
-            until_done(&step, || self.engine.destroy(&execution)).await;
-        }
-        self.forget(sandbox, &entry);
+        self.once(gone).await;
     }
 
     /// Destroys all of them and keeps none any more.
-    pub(super) async fn close(&self) {
+    pub(super) async fn close(self: &Arc<Self>) {
         self.kept().open = false;
-        while self.drop_oldest().await {}
+        let gone = |kept: &mut Entries| {
+            let all: Vec<SandboxId> = kept.by_sandbox.keys().cloned().collect();
+            for sandbox in &all {
+                self.end(kept, sandbox);
+            }
+            kept.by_sandbox.is_empty().then_some(())
+        };
+        self.once(gone).await;
     }
 
     fn kept(&self) -> MutexGuard<'_, Entries> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, sandbox: &SandboxId) -> Option<Arc<Kept>> {
-        self.kept().by_sandbox.get(sandbox).cloned()
-    }
-
-    fn forget(&self, sandbox: &SandboxId, entry: &Arc<Kept>) {
-        let kept = &mut self.kept().by_sandbox;
-        if kept
-            .get(sandbox)
-            .is_some_and(|found| Arc::ptr_eq(found, entry))
-        {
-            kept.remove(sandbox);
+    /// Looks whenever something has changed, until there is an answer.
+    async fn once<T>(&self, mut look: impl FnMut(&mut Entries) -> Option<T>) -> T {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // A change from here on is heard.
+            changed.as_mut().enable();
+            let answer = look(&mut self.kept());
+            if let Some(answer) = answer {
+                return answer;
+            }
+            changed.await;
         }
     }
 
-    fn held(&self) -> u64 {
-        let kept = self.kept();
-        kept.by_sandbox.values().map(|entry| entry.bytes).sum()
-    }
-
-    /// False when there is none.
-    async fn drop_oldest(&self) -> bool {
-        let oldest = {
-            let kept = self.kept();
-            let entries = kept.by_sandbox.iter();
-            let oldest = entries.min_by_key(|(_, entry)| entry.since);
-            oldest.map(|(sandbox, _)| sandbox.clone())
+    /// Begins the end of what there is of a sandbox, if it has not begun.
+    fn end(self: &Arc<Self>, kept: &mut Entries, sandbox: &SandboxId) {
+        let Some(entry) = kept.by_sandbox.get_mut(sandbox) else {
+            return;
         };
-        match oldest {
-            Some(sandbox) => self.drop_of(&sandbox).await,
-            None => return false,
+        let execution = match std::mem::replace(&mut entry.stage, Stage::Ending) {
+            Stage::Frozen { execution, .. } => execution,
+            Stage::Ending => return,
+        };
+        let (warm, sandbox) = (Arc::clone(self), sandbox.clone());
+        tokio::spawn(async move {
+            let step = format!("destroy the frozen {execution}");
+            until_done(&step, || warm.engine.destroy(&execution)).await;
+            warm.kept().by_sandbox.remove(&sandbox);
+            warm.changed.notify_waiters();
+        });
+    }
+
+    /// Ends what has been kept long enough.
+    fn end_expired(self: &Arc<Self>) {
+        let mut kept = self.kept();
+        while let Some(oldest) = kept.oldest_frozen()
+            && kept.by_sandbox[&oldest].since.elapsed() >= self.settings.keep
+        {
+            self.end(&mut kept, &oldest);
         }
+    }
+
+    /// Ends the oldest; false when none is left.
+    async fn give_way(self: &Arc<Self>) -> bool {
+        let oldest = self.kept().oldest_frozen();
+        let Some(oldest) = oldest else { return false };
+        // What cannot be destroyed at the moment must not keep the others.
+        let _ = tokio::time::timeout(LOOK_EVERY, self.drop_of(&oldest)).await;
         true
     }
+}
 
-    fn has_expired(&self) -> bool {
-        let kept = self.kept();
-        let mut entries = kept.by_sandbox.values();
-        entries.any(|entry| entry.since.elapsed() >= self.settings.keep)
+impl Entries {
+    fn frozen_bytes(&self) -> u64 {
+        let bytes = |entry: &Kept| match entry.stage {
+            Stage::Frozen { bytes, .. } => bytes,
+            Stage::Ending => 0,
+        };
+        self.by_sandbox.values().map(bytes).sum()
     }
 
-    fn is_empty(&self) -> bool {
-        self.kept().by_sandbox.is_empty()
+    fn oldest_frozen(&self) -> Option<SandboxId> {
+        let entries = self.by_sandbox.iter();
+        let frozen = entries.filter(|(_, entry)| matches!(entry.stage, Stage::Frozen { .. }));
+        let oldest = frozen.min_by_key(|(_, entry)| entry.since);
+        oldest.map(|(sandbox, _)| sandbox.clone())
     }
 }
 
@@ -198,8 +266,7 @@ async fn watch(warm: Weak<Warm>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(warm) = warm.upgrade() else { return };
-        while warm.has_expired() || !(warm.is_empty() || is_memory_available(LEAST_AVAILABLE)) {
-            warm.drop_oldest().await;
-        }
+        warm.end_expired();
+        while !is_memory_available(LEAST_AVAILABLE) && warm.give_way().await {}
     }
 }

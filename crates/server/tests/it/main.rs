@@ -8,6 +8,7 @@
 mod api;
 mod crash;
 mod edge;
+mod ending;
 mod events;
 mod export;
 mod history;
