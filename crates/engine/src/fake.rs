@@ -46,6 +46,8 @@ pub enum Call {
     Agent,
     /// The agent's `prepare` fails.
     Prepare,
+    /// The engine's own `prepare`.
+    PrepareStart,
     /// `freeze`.
     Freeze,
     /// `checkpoint`, leaving half an image behind.
@@ -66,12 +68,19 @@ pub enum Call {
 #[derive(Default)]
 pub struct FakeHost {
     executions: Mutex<BTreeMap<ExecutionId, FakeGuest>>,
+    prepared: Mutex<BTreeMap<ExecutionId, PreparedStart>>,
     failures: Mutex<Vec<Call>>,
     used_images: Mutex<HashSet<Vec<u8>>>,
     violations: Mutex<Vec<String>>,
     services: Mutex<BTreeMap<u16, SocketAddr>>,
     build: Mutex<Option<BuildId>>,
     kept_builds: Mutex<BTreeMap<BuildId, PathBuf>>,
+}
+
+/// An execution without a guest yet.
+struct PreparedStart {
+    disk: PathBuf,
+    dead: bool,
 }
 
 impl FakeHost {
@@ -95,11 +104,20 @@ impl FakeHost {
         if let Some(guest) = lock(&self.executions).get_mut(id) {
             guest.die(reason);
         }
+        if let Some(prepared) = lock(&self.prepared).get_mut(id) {
+            prepared.dead = true;
+        }
     }
 
     /// Names of everything that is left on the host.
     pub fn executions(&self) -> Vec<ExecutionId> {
-        lock(&self.executions).keys().cloned().collect()
+        let started = lock(&self.executions).keys().cloned().collect();
+        [started, self.prepared()].concat()
+    }
+
+    /// Names of those that were prepared and not started.
+    pub fn prepared(&self) -> Vec<ExecutionId> {
+        lock(&self.prepared).keys().cloned().collect()
     }
 
     /// Rules that the server broke; a correct one leaves this empty.
@@ -153,8 +171,9 @@ impl FakeHost {
     }
 
     fn in_use(&self, disk: &Path) -> bool {
+        let prepared = lock(&self.prepared);
         let executions = lock(&self.executions);
-        executions.values().any(|guest| guest.uses(disk))
+        prepared.values().any(|it| it.disk == disk) || executions.values().any(|it| it.uses(disk))
     }
 
     fn violated(&self, rule: String) {
@@ -192,6 +211,8 @@ fn keep_times(from: &Path, to: &Path) -> io::Result<()> {
 pub struct Fake {
     host: Arc<FakeHost>,
     build: EngineBuild,
+    /// What this server prepared; no later one can go on with it.
+    prepared: Mutex<BTreeMap<ExecutionId, ExecutionSpec>>,
 }
 
 impl Fake {
@@ -204,7 +225,11 @@ impl Fake {
                 .clone()
                 .unwrap_or_else(|| BuildId("fake-build".to_owned())),
         };
-        Self { host, build }
+        Self {
+            host,
+            build,
+            prepared: Mutex::default(),
+        }
     }
 
     fn with<T>(
@@ -226,6 +251,13 @@ impl Fake {
             self.host
                 .violated(format!("{what} of {disk}, which is in use"));
         }
+    }
+
+    /// Whether exactly this start was prepared; it is not any more.
+    fn take_prepared(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Option<PreparedStart> {
+        let left = lock(&self.host.prepared).remove(&spec.id)?;
+        let prepared = lock(&self.prepared).remove(&spec.id)?;
+        (prepared == *spec && matches!(from, StartFrom::Image(_))).then_some(left)
     }
 
     fn watch_end(&self, id: &ExecutionId) -> Option<watch::Receiver<Option<ExitReason>>> {
@@ -328,11 +360,29 @@ impl Engine for Fake {
         }
     }
 
+    async fn prepare(&self, spec: &ExecutionSpec, image: &Path) -> Result<(), EngineError> {
+        self.needs_alone(&spec.disk, "preparing");
+        if self.host.meet(Call::PrepareStart) || !image.is_dir() {
+            return Err(injected("prepare a start"));
+        }
+        let prepared = PreparedStart {
+            disk: spec.disk.clone(),
+            dead: false,
+        };
+        lock(&self.host.prepared).insert(spec.id.clone(), prepared);
+        lock(&self.prepared).insert(spec.id.clone(), spec.clone());
+        Ok(())
+    }
+
     async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError> {
         let failure = |source, guest_may_have_run| StartError {
             guest_may_have_run,
             source,
         };
+        let prepared = self.take_prepared(spec, from);
+        if prepared.is_some_and(|prepared| prepared.dead) {
+            return Err(failure(injected("restore into a dead one"), true));
+        }
         if self.host.meet(Call::Start) {
             return Err(failure(injected("start"), false));
         }
@@ -451,6 +501,8 @@ impl Engine for Fake {
         if self.host.meet(Call::Destroy) {
             return Err(injected("destroy"));
         }
+        lock(&self.prepared).remove(id);
+        lock(&self.host.prepared).remove(id);
         if let Some(mut guest) = lock(&self.host.executions).remove(id) {
             guest.die(ExitReason::Exited);
         }
@@ -467,7 +519,11 @@ impl Engine for Fake {
                 (false, false) => ExecutionStatus::Running,
             },
         });
-        Ok(found.collect())
+        let prepared = self.host.prepared().into_iter().map(|id| Found {
+            id,
+            status: ExecutionStatus::Dead,
+        });
+        Ok(found.chain(prepared).collect())
     }
 
     async fn adopt(&self, id: &ExecutionId) -> Result<(), EngineError> {
@@ -496,5 +552,9 @@ impl Engine for Fake {
         tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await?
     }
 
-    async fn close(&self) {}
+    async fn close(&self) {
+        for id in std::mem::take(&mut *lock(&self.prepared)).keys() {
+            lock(&self.host.prepared).remove(id);
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::context::Context;
 use super::faults::Step;
 use super::state::{Outcome, PauseTarget};
 use super::transition::{Cause, Ended, blocking, dead, destroy};
+use super::warm::{Left, NextStart};
 use super::{PauseMode, PauseRequest, Record, Timings, hooks};
 
 /// Space an image may need beyond the resident memory: the engine's own state.
@@ -267,8 +268,14 @@ async fn finish(
     match (target, after) {
         (PauseTarget::Memory { image }, After::Leave) => {
             let keep = !context.stopping.load(Ordering::Relaxed);
-            let (execution, image) = (execution.clone(), image.clone());
-            context.warm.leave(&record.id, execution, image, keep).await;
+            let left = Left {
+                execution: execution.clone(),
+                image: image.clone(),
+                next: keep
+                    .then(|| next_start(context, record, execution, image))
+                    .flatten(),
+            };
+            context.warm.leave(&record.id, left, keep).await;
         }
         // A crash before this has not paused it: nothing but its end tells that it was paused.
         (PauseTarget::Disk, _) | (_, After::Destroy) => destroy(context, execution).await,
@@ -283,6 +290,20 @@ async fn finish(
     }
     pass(committed_at).await;
     retry_fault(context, Step::PausePublish).await;
+}
+
+/// How the sandbox of this record will be started from the image that its execution wrote.
+fn next_start(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+) -> Option<NextStart> {
+    let build = context.engine.build_of(execution).ok()?.id;
+    Some(NextStart {
+        spec: context.execution_spec(record, &ExecutionId::random(), build),
+        image: context.files(record).images().path(image),
+    })
 }
 
 /// Waits until the clock by which file systems stamp changes has passed `instant`: it moves in ticks of

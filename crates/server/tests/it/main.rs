@@ -17,6 +17,7 @@ mod ladder;
 mod lifecycle;
 mod matrix;
 mod pool;
+mod prepared;
 mod readable;
 mod served;
 mod snapshot_use;
