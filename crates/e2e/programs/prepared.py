@@ -3,6 +3,7 @@
     prepared.py EXECUTIONS create              prints the id
     prepared.py EXECUTIONS pause ID            prints the name of the execution that was prepared
     prepared.py EXECUTIONS connect ID [NAME]   it goes on as it was, in this execution
+    prepared.py EXECUTIONS hurry ID            connects before, while and after it is prepared
     prepared.py EXECUTIONS kill ID
 """
 
@@ -56,6 +57,17 @@ def wait_prepared(before):
     raise AssertionError("nothing was prepared")
 
 
+def goes_on(sandbox, execution=()):
+    """As it was, in this execution if one is named."""
+    found = os.listdir(executions)
+    assert not execution or found == execution, (found, execution)
+    first, now = json.loads(sandbox.files.read("first")), state(sandbox)
+    assert now["count"] >= first["count"], (first, now)
+    now = after(sandbox, now["count"])
+    assert (now["pid"], now["hash"]) == (first["pid"], first["hash"]), (first, now)
+    assert abs(now["clock"] - time.time()) < 2, (now, time.time())
+
+
 if verb == "create":
     sandbox = Sandbox.create(timeout=600)
     sandbox.files.write("count.py", PROGRAM)
@@ -69,13 +81,13 @@ elif verb == "pause":
     assert Sandbox.connect(sys.argv[3]).pause()
     print(wait_prepared(before))
 elif verb == "connect":
-    sandbox = Sandbox.connect(sys.argv[3], timeout=600)
-    if len(sys.argv) > 4:
-        assert os.listdir(executions) == [sys.argv[4]], (os.listdir(executions), sys.argv[4])
-    first, now = json.loads(sandbox.files.read("first")), state(sandbox)
-    assert now["count"] >= first["count"], (first, now)
-    now = after(sandbox, now["count"])
-    assert (now["pid"], now["hash"]) == (first["pid"], first["hash"]), (first, now)
-    assert abs(now["clock"] - time.time()) < 2, (now, time.time())
+    goes_on(Sandbox.connect(sys.argv[3], timeout=600), sys.argv[4:])
+elif verb == "hurry":
+    for wait in (0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2):
+        assert Sandbox.connect(sys.argv[3]).pause()
+        time.sleep(wait)
+        sandbox = Sandbox.connect(sys.argv[3], timeout=600)
+        assert len(os.listdir(executions)) == 1, (wait, os.listdir(executions))
+        goes_on(sandbox)
 else:
     assert Sandbox.kill(sys.argv[3])

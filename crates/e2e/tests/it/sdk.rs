@@ -73,6 +73,7 @@ fn a_start_that_was_prepared_brings_back_what_was_paused_and_nothing_depends_on_
         let prepared = run(&server, &["pause", &id]);
         run(&server, &["connect", &id, &prepared]);
     }
+    run(&server, &["hurry", &id]);
     // Its engine dies, as for want of memory.
     let prepared = run(&server, &["pause", &id]);
     let pid = std::fs::read_to_string(executions.join(&prepared).join("pid")).unwrap();

@@ -208,6 +208,24 @@ async fn those_paused_last_are_prepared_until_their_time_is_over() {
     connect(&short, &sandboxes, &id, 1).await;
 }
 
+#[tokio::test]
+async fn nothing_is_prepared_while_somebody_waits_for_a_start() {
+    let place = place();
+    let sandboxes = place.open().await;
+    let id = running(&place, &sandboxes).await;
+    place.inject(Step::CreateStart, Fault::Stop);
+    tokio::select! {
+        _ = create(&sandboxes) => unreachable!("it stands still"),
+        () = eventually("the create", || place.faults_left() == 0) => {}
+    }
+    // A driver goes on without its caller.
+    sandboxes.pause(&id, FULL).await.unwrap();
+    eventually("the end", || place.host.executions().is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(place.host.prepared(), vec![]);
+    connect(&place, &sandboxes, &id, 1).await;
+}
+
 #[test]
 fn a_sigkill_of_the_server_at_any_moment_costs_nothing() {
     for step in [
