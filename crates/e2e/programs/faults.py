@@ -121,8 +121,11 @@ class Marked:
         else:
             raise AssertionError("a paused sandbox executed a command")
         assert told(self.id) == "paused"
-        alive = list(EXECUTIONS.iterdir())
-        assert not alive, f"executions of a paused sandbox: {alive}"
+        # It is frozen, and goes on its own.
+        deadline = time.monotonic() + SETTLE_LIMIT
+        while alive := list(EXECUTIONS.iterdir()):
+            assert time.monotonic() < deadline, f"executions of a paused sandbox: {alive}"
+            time.sleep(0.02)
 
 
 def ended(sandbox, command):

@@ -46,6 +46,8 @@ pub enum Call {
     Agent,
     /// The agent's `prepare` fails.
     Prepare,
+    /// The engine's own `prepare`.
+    PrepareStart,
     /// `freeze`.
     Freeze,
     /// `checkpoint`, leaving half an image behind.
@@ -66,12 +68,19 @@ pub enum Call {
 #[derive(Default)]
 pub struct FakeHost {
     executions: Mutex<BTreeMap<ExecutionId, FakeGuest>>,
+    prepared: Mutex<BTreeMap<ExecutionId, PreparedStart>>,
     failures: Mutex<Vec<Call>>,
     used_images: Mutex<HashSet<Vec<u8>>>,
     violations: Mutex<Vec<String>>,
     services: Mutex<BTreeMap<u16, SocketAddr>>,
     build: Mutex<Option<BuildId>>,
     kept_builds: Mutex<BTreeMap<BuildId, PathBuf>>,
+}
+
+/// An execution without a guest yet.
+struct PreparedStart {
+    disk: PathBuf,
+    dead: bool,
 }
 
 impl FakeHost {
@@ -95,11 +104,20 @@ impl FakeHost {
         if let Some(guest) = lock(&self.executions).get_mut(id) {
             guest.die(reason);
         }
+        if let Some(prepared) = lock(&self.prepared).get_mut(id) {
+            prepared.dead = true;
+        }
     }
 
     /// Names of everything that is left on the host.
     pub fn executions(&self) -> Vec<ExecutionId> {
-        lock(&self.executions).keys().cloned().collect()
+        let started = lock(&self.executions).keys().cloned().collect();
+        [started, self.prepared()].concat()
+    }
+
+    /// Names of those that were prepared and not started.
+    pub fn prepared(&self) -> Vec<ExecutionId> {
+        lock(&self.prepared).keys().cloned().collect()
     }
 
     /// Rules that the server broke; a correct one leaves this empty.
@@ -152,6 +170,12 @@ impl FakeHost {
         }
     }
 
+    fn in_use(&self, disk: &Path) -> bool {
+        let prepared = lock(&self.prepared);
+        let executions = lock(&self.executions);
+        prepared.values().any(|it| it.disk == disk) || executions.values().any(|it| it.uses(disk))
+    }
+
     fn violated(&self, rule: String) {
         lock(&self.violations).push(rule);
     }
@@ -187,6 +211,8 @@ fn keep_times(from: &Path, to: &Path) -> io::Result<()> {
 pub struct Fake {
     host: Arc<FakeHost>,
     build: EngineBuild,
+    /// What this server prepared; no later one can go on with it.
+    prepared: Mutex<BTreeMap<ExecutionId, ExecutionSpec>>,
 }
 
 impl Fake {
@@ -199,7 +225,11 @@ impl Fake {
                 .clone()
                 .unwrap_or_else(|| BuildId("fake-build".to_owned())),
         };
-        Self { host, build }
+        Self {
+            host,
+            build,
+            prepared: Mutex::default(),
+        }
     }
 
     fn with<T>(
@@ -212,6 +242,22 @@ impl Fake {
             .get_mut(id)
             .ok_or_else(|| EngineError::Unknown(id.clone()))?;
         Ok(use_guest(guest))
+    }
+
+    /// What only a disk that no execution uses may be asked for.
+    fn needs_alone(&self, disk: &Path, what: &str) {
+        if self.host.in_use(disk) {
+            let disk = disk.display();
+            self.host
+                .violated(format!("{what} of {disk}, which is in use"));
+        }
+    }
+
+    /// Whether exactly this start was prepared; it is not any more.
+    fn take_prepared(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Option<PreparedStart> {
+        let left = lock(&self.host.prepared).remove(&spec.id)?;
+        let prepared = lock(&self.prepared).remove(&spec.id)?;
+        (prepared == *spec && matches!(from, StartFrom::Image(_))).then_some(left)
     }
 
     fn watch_end(&self, id: &ExecutionId) -> Option<watch::Receiver<Option<ExitReason>>> {
@@ -264,11 +310,23 @@ impl Engine for Fake {
         if self.host.meet(Call::MakeDisk) {
             return Err(injected("copy disk"));
         }
+        self.needs_alone(from, "copy");
         let copied = crate::disk_copy::copy(from, to).and_then(|()| keep_times(from, to));
         copied.map_err(failed("copy disk"))
     }
 
+    async fn share_disk(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
+        self.needs_alone(from, "sharing");
+        crate::disk_copy::share(from, to).map_err(failed("share disk"))
+    }
+
+    async fn settle_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        self.needs_alone(disk, "settling");
+        Ok(())
+    }
+
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        self.needs_alone(disk, "removal");
         match fs::remove_dir_all(disk) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove disk")(error))
@@ -282,6 +340,7 @@ impl Engine for Fake {
         disk: &Path,
         instant: SystemTime,
     ) -> Result<bool, EngineError> {
+        self.needs_alone(disk, "comparison");
         let metadata = fs::metadata(disk.join(DISK_FILE)).map_err(failed("look at disk"))?;
         Ok(metadata.modified().map_err(failed("look at disk"))? > instant)
     }
@@ -292,10 +351,27 @@ impl Engine for Fake {
         _layers: &[PathBuf],
         disks: &[PathBuf],
     ) -> Result<OpenFiles, EngineError> {
+        for disk in disks {
+            self.needs_alone(disk, "reading");
+        }
         match disks.first().filter(|disk| disk.is_dir()) {
             Some(disk) => Ok(OpenFiles::new(disk.clone(), Vec::new(), ())),
             None => Err(injected("open files")),
         }
+    }
+
+    async fn prepare(&self, spec: &ExecutionSpec, image: &Path) -> Result<(), EngineError> {
+        self.needs_alone(&spec.disk, "preparing");
+        if self.host.meet(Call::PrepareStart) || !image.is_dir() {
+            return Err(injected("prepare a start"));
+        }
+        let prepared = PreparedStart {
+            disk: spec.disk.clone(),
+            dead: false,
+        };
+        lock(&self.host.prepared).insert(spec.id.clone(), prepared);
+        lock(&self.prepared).insert(spec.id.clone(), spec.clone());
+        Ok(())
     }
 
     async fn start(&self, spec: &ExecutionSpec, from: StartFrom<'_>) -> Result<(), StartError> {
@@ -303,6 +379,10 @@ impl Engine for Fake {
             guest_may_have_run,
             source,
         };
+        let prepared = self.take_prepared(spec, from);
+        if prepared.is_some_and(|prepared| prepared.dead) {
+            return Err(failure(injected("restore into a dead one"), true));
+        }
         if self.host.meet(Call::Start) {
             return Err(failure(injected("start"), false));
         }
@@ -313,15 +393,7 @@ impl Engine for Fake {
         if refused {
             return Err(failure(injected("restore or boot"), true));
         }
-        let in_use = lock(&self.host.executions)
-            .values()
-            .any(|guest| guest.uses(&spec.disk));
-        if in_use {
-            self.host.violated(format!(
-                "two executions on the disk {}",
-                spec.disk.display()
-            ));
-        }
+        self.needs_alone(&spec.disk, "another execution");
         let links = fs::metadata(spec.disk.join(DISK_FILE)).map(|metadata| metadata.nlink());
         if links.is_ok_and(|links| links > 1) {
             self.host
@@ -429,6 +501,8 @@ impl Engine for Fake {
         if self.host.meet(Call::Destroy) {
             return Err(injected("destroy"));
         }
+        lock(&self.prepared).remove(id);
+        lock(&self.host.prepared).remove(id);
         if let Some(mut guest) = lock(&self.host.executions).remove(id) {
             guest.die(ExitReason::Exited);
         }
@@ -445,7 +519,11 @@ impl Engine for Fake {
                 (false, false) => ExecutionStatus::Running,
             },
         });
-        Ok(found.collect())
+        let prepared = self.host.prepared().into_iter().map(|id| Found {
+            id,
+            status: ExecutionStatus::Dead,
+        });
+        Ok(found.chain(prepared).collect())
     }
 
     async fn adopt(&self, id: &ExecutionId) -> Result<(), EngineError> {
@@ -474,5 +552,9 @@ impl Engine for Fake {
         tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await?
     }
 
-    async fn close(&self) {}
+    async fn close(&self) {
+        for id in std::mem::take(&mut *lock(&self.prepared)).keys() {
+            lock(&self.host.prepared).remove(id);
+        }
+    }
 }

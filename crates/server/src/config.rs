@@ -86,7 +86,7 @@ impl Default for PoolConfig {
     }
 }
 
-/// Paused sandboxes that also stay in memory for a while, frozen.
+/// Paused sandboxes that also stay in memory for a while, frozen, or whose next start is prepared.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WarmConfig {
@@ -94,6 +94,10 @@ pub struct WarmConfig {
     pub memory_percent: u8,
     /// How long one stays.
     pub seconds: u64,
+    /// For how many of those that do not stay the next start is prepared; 0 turns this off.
+    pub prepared: usize,
+    /// How long after its pause.
+    pub prepared_seconds: u64,
 }
 
 impl Default for WarmConfig {
@@ -101,6 +105,8 @@ impl Default for WarmConfig {
         Self {
             memory_percent: 10,
             seconds: 600,
+            prepared: 4,
+            prepared_seconds: 3600,
         }
     }
 }
@@ -112,6 +118,8 @@ impl WarmConfig {
         WarmSettings {
             memory_bytes: total / 100 * u64::from(self.memory_percent),
             keep: Duration::from_secs(self.seconds),
+            prepared: self.prepared,
+            prepared_keep: Duration::from_secs(self.prepared_seconds),
         }
     }
 }
@@ -318,10 +326,13 @@ impl Config {
                 "cold.seconds must be at most {LONGEST} (a year)"
             )));
         }
-        if config.warm.seconds > LONGEST {
+        if config.warm.seconds > LONGEST || config.warm.prepared_seconds > LONGEST {
             return Err(wrong(format!(
-                "warm.seconds must be at most {LONGEST} (a year)"
+                "warm.seconds and warm.prepared_seconds must be at most {LONGEST} (a year)"
             )));
+        }
+        if config.warm.prepared > 100 {
+            return Err(wrong("warm.prepared must be at most 100".to_owned()));
         }
         if config.pool.most > 100 {
             return Err(wrong("pool.most must be at most 100".to_owned()));
@@ -398,6 +409,8 @@ mod tests {
             "[sandbox]\nvcpus = 0",
             "[cold]\nseconds = 99999999999",
             "[warm]\nmemory_percent = 91",
+            "[warm]\nprepared = 101",
+            "[warm]\nprepared_seconds = 99999999999",
             "[pool]\nmost = 101",
             "[sandbox]\nmemory_mib = \"x\"",
         ] {

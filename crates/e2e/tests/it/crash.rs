@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use crate::support::{FAST, Server};
+use crate::support::{FAST, PREPARED, Server};
 
 const CLIENTS: usize = 3;
 /// After the last kill the clients check everything once more.
@@ -21,7 +21,15 @@ fn kills() -> usize {
 
 #[test]
 fn no_moment_of_a_sigkill_loses_or_sticks_a_sandbox() {
-    let mut server = Server::start(FAST);
+    for speed in [FAST, PREPARED] {
+        for told in kill_at_random(Server::start(speed)) {
+            println!("a client finished {told}");
+        }
+    }
+}
+
+/// Answers what the clients told at their end.
+fn kill_at_random(mut server: Server) -> Vec<String> {
     let stop = server.data_dir().with_file_name("stop");
     let mut clients: Vec<Child> = (0..CLIENTS)
         .map(|_| {
@@ -54,6 +62,7 @@ fn no_moment_of_a_sigkill_loses_or_sticks_a_sandbox() {
     }
     std::fs::write(&stop, b"").unwrap();
     let started = Instant::now();
+    let mut told = Vec::new();
     for mut client in clients {
         while client.try_wait().unwrap().is_none() {
             assert!(
@@ -71,7 +80,8 @@ fn no_moment_of_a_sigkill_loses_or_sticks_a_sandbox() {
             "{stdout}{stderr}\n{}",
             server.log()
         );
-        println!("a client finished {stdout}");
+        told.push(stdout.into_owned());
     }
     server.assert_nothing_left();
+    told
 }

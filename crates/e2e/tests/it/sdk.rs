@@ -1,6 +1,6 @@
 //! What users do, by the published SDKs.
 
-use crate::support::{FAST, Server};
+use crate::support::{FAST, PREPARED, Server};
 
 /// Small limits, so that hitting them is quick.
 const SMALL: &str = "[sandbox]\nmemory_mib = 512\ndisk_mib = 1024\nfree_space_reserve_mib = 64";
@@ -16,7 +16,7 @@ fn the_story_of_the_readme_is_true_in_three_flavours() {
 
 #[test]
 fn everything_a_program_holds_comes_back_in_every_round() {
-    for (speed, rounds) in [("", "20"), (FAST, "10")] {
+    for (speed, rounds) in [("", "20"), (FAST, "10"), (PREPARED, "10")] {
         let server = Server::start(speed);
         let told = server.run("persistence.py", &[rounds]);
         println!("{told}");
@@ -53,8 +53,47 @@ fn snapshots_forks_and_rollbacks_are_what_they_claim_to_be() {
 
 #[test]
 fn one_that_was_paused_for_long_takes_less_and_comes_back() {
-    let server = Server::start("[cold]\nseconds = 1");
-    println!("{}", server.run("cold.py", &[]));
+    for speed in ["", PREPARED] {
+        let server = Server::start(&format!("{speed}\n[cold]\nseconds = 1"));
+        println!("{}", server.run("cold.py", &[]));
+        server.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_start_that_was_prepared_brings_back_what_was_paused_and_nothing_depends_on_it() {
+    let mut server = Server::start(PREPARED);
+    let executions = server.run_dir().join("executions");
+    let run = |server: &Server, arguments: &[&str]| {
+        let all = [&[executions.to_str().unwrap()], arguments].concat();
+        server.run("prepared.py", &all).trim().to_owned()
+    };
+    let id = run(&server, &["create"]);
+    for _ in 0..3 {
+        let prepared = run(&server, &["pause", &id]);
+        run(&server, &["connect", &id, &prepared]);
+    }
+    run(&server, &["hurry", &id]);
+    // Its engine dies, as for want of memory.
+    let prepared = run(&server, &["pause", &id]);
+    let pid = std::fs::read_to_string(executions.join(&prepared).join("pid")).unwrap();
+    let sentry = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(sentry, rustix::process::Signal::KILL).unwrap();
+    run(&server, &["connect", &id]);
+    // The server dies.
+    let prepared = run(&server, &["pause", &id]);
+    server.kill();
+    assert!(executions.join(&prepared).exists());
+    server.restart();
+    assert!(!executions.join(&prepared).exists());
+    run(&server, &["connect", &id]);
+    // It is stopped.
+    run(&server, &["pause", &id]);
+    server.stop();
+    server.assert_nothing_runs();
+    server.restart();
+    run(&server, &["connect", &id]);
+    run(&server, &["kill", &id]);
     server.assert_nothing_left();
 }
 

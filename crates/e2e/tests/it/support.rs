@@ -78,7 +78,9 @@ fn repository() -> PathBuf {
 /// Configuration of a server that starts sandboxes ahead of time and keeps paused ones in memory, as an
 /// installed one does. Others make every sandbox and every resume from what is on disk.
 pub(crate) const FAST: &str = "[pool]\nmost = 2\n[warm]\nmemory_percent = 10";
-const FROM_DISK: &str = "[pool]\nmost = 0\n[warm]\nmemory_percent = 0";
+const FROM_DISK: &str = "[pool]\nmost = 0\n[warm]\nmemory_percent = 0\nprepared = 0";
+/// Nothing stays frozen in memory, but the next start of a paused sandbox is prepared.
+pub(crate) const PREPARED: &str = "[pool]\nmost = 0\n[warm]\nmemory_percent = 0\nprepared = 2";
 
 /// The program under test.
 fn sandbase() -> PathBuf {
@@ -159,7 +161,11 @@ impl Server {
             .unwrap()
             .port();
         let rootfs = provided("SANDBASE_TEST_ROOTFS", "/var/cache/sandbase/rootfs");
-        let speed = if extra == FAST { "" } else { FROM_DISK };
+        let speed = if extra.contains("[warm]") {
+            ""
+        } else {
+            FROM_DISK
+        };
         let config = format!(
             "listen = [\"127.0.0.1:{port}\", \"[::1]:{port}\"]\n\
              data_dir = \"{}\"\n\

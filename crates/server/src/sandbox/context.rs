@@ -36,7 +36,7 @@ pub struct Settings {
     pub pool: usize,
     /// The image of a sandbox that has been paused for this long is packed; never if `None`.
     pub pack_after: Option<Duration>,
-    /// Bounds of the warm tier.
+    /// Bounds of what is kept of paused sandboxes.
     pub warm: WarmSettings,
     /// Bytes that stay free on the data directory's file system.
     pub free_space_reserve: u64,

@@ -31,6 +31,7 @@ use super::state::{
     Transition,
 };
 use super::transition::{Cause, Ended, blocking, destroy};
+use super::warm::Taken;
 use super::{Record, ResumeFrom, SandboxError, Timings, rollback};
 use crate::snapshots::{Snapshot, SnapshotId};
 use calls::Answered;
@@ -38,6 +39,9 @@ pub(super) use calls::{Answer, Message, Request};
 use cold::Cooling;
 pub(super) use journal::Published;
 pub(super) use work::Work;
+
+/// A wait for a disk in use that is told among the timings.
+const WORTH_TELLING: Duration = Duration::from_millis(1);
 
 pub(super) struct Driver {
     context: Arc<Context>,
@@ -216,20 +220,22 @@ impl Driver {
             | Transition::Rollback(_)
             | Transition::Lose(_) => None,
         };
-        let frozen = frozen_for(&self.context, &self.record, &transition, from).await;
-        let start = match frozen {
-            Some(_) => Start::Thaw,
-            None => Start::New,
+        let asked = Instant::now();
+        let (start, taken) = match taken_for(&self.context, &self.record, &transition, from).await {
+            Some(Taken::Frozen(execution)) => (Start::Thaw, Some(execution)),
+            Some(Taken::Prepared(execution)) => (Start::Prepared, Some(execution)),
+            None => (Start::New, None),
         };
+        let waited = asked.elapsed();
         let fresh = FreshNames {
-            execution: frozen.clone().unwrap_or_else(ExecutionId::random),
+            execution: taken.clone().unwrap_or_else(ExecutionId::random),
             image: ImageId::random(),
             snapshot: SnapshotId::random(),
         };
         let Some(next) = state::begin(&self.record.state, &transition, from, fresh) else {
             tracing::error!(sandbox.id = %self.record.id, ?transition, state = self.record.state.name(), "a transition does not begin in this state");
-            if let Some(frozen) = frozen {
-                destroy(&self.context, &frozen).await;
+            if let Some(taken) = taken {
+                destroy(&self.context, &taken).await;
             }
             return;
         };
@@ -240,10 +246,13 @@ impl Driver {
         let mut record = self.record.clone();
         record.state = next;
         (self.timings, self.still_since) = (Timings::default(), None);
+        if waited >= WORTH_TELLING {
+            self.timings.add("wait", waited);
+        }
         let begun = Instant::now();
         if let Err(error) = self.journal(record).await {
-            if let Some(frozen) = frozen {
-                destroy(&self.context, &frozen).await;
+            if let Some(taken) = taken {
+                destroy(&self.context, &taken).await;
             }
             if let Some(message) = cause {
                 self.answer(message, Err(error));
@@ -418,14 +427,14 @@ impl Driver {
     }
 }
 
-/// The frozen execution that a transition of a paused sandbox goes on with. Any other but a resume
-/// from memory needs the disk for itself.
-async fn frozen_for(
+/// What a transition of a paused sandbox goes on with. Any other but a resume from memory needs the
+/// disk for itself.
+async fn taken_for(
     context: &Context,
     record: &Record,
     transition: &Transition,
     from: StartPoint,
-) -> Option<ExecutionId> {
+) -> Option<Taken> {
     let State::Paused { saved } = &record.state else {
         return None;
     };

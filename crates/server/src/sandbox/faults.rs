@@ -26,9 +26,9 @@ pub enum Step {
     PauseSync,
     /// pause: before the rename that commits.
     PauseCommit,
-    /// pause: committed; before the execution is destroyed.
+    /// pause: committed; before the execution is destroyed, or left to its end.
     PauseDestroy,
-    /// pause: destroyed; before this is journaled.
+    /// pause: all is done; before this is journaled.
     PausePublish,
     /// resume: after the journal entry, before the image is checked.
     ResumeCheck,

@@ -7,7 +7,8 @@
 //! Invariants, each with a test in `tests/it/lifecycle.rs`:
 //!
 //! 1. A sandbox has at most one live execution, and a paused one has none that can execute: at most
-//!    a frozen one that the next connect thaws (see [`warm`]).
+//!    a frozen one that the next connect thaws or that is being destroyed, or one that was prepared and
+//!    has no guest yet (see [`warm`]).
 //! 2. The rename of the image is the commit point of a pause: an error before it leaves the
 //!    sandbox running, a crash after it leaves it paused.
 //! 3. An image is restored only over exactly the disk it was taken with.

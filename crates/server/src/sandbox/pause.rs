@@ -1,4 +1,4 @@
-//! pause: freeze, write memory, make everything durable, commit by rename, destroy.
+//! pause: freeze, write memory, make everything durable, commit by rename, let go of the execution.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +13,7 @@ use super::context::Context;
 use super::faults::Step;
 use super::state::{Outcome, PauseTarget};
 use super::transition::{Cause, Ended, blocking, dead, destroy};
+use super::warm::{Left, NextStart};
 use super::{PauseMode, PauseRequest, Record, Timings, hooks};
 
 /// Space an image may need beyond the resident memory: the engine's own state.
@@ -65,8 +66,9 @@ pub(super) async fn pause(
 /// What becomes of the execution after the commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
-    /// It may stay frozen in memory for the next connect.
-    KeepWarm,
+    /// It may stay frozen in memory for the next connect. Else its end is nothing to wait for: all of
+    /// it is in the image.
+    Leave,
     /// Its disk is needed.
     Destroy,
 }
@@ -263,18 +265,21 @@ async fn finish(
 ) {
     retry_fault(context, Step::PauseDestroy).await;
     let committed_at = OffsetDateTime::now_utc();
-    let is_kept = match (target, after) {
-        (PauseTarget::Memory { image }, After::KeepWarm)
-            if !context.stopping.load(Ordering::Relaxed) =>
-        {
-            context.warm.keep(&record.id, execution, image).await
+    match (target, after) {
+        (PauseTarget::Memory { image }, After::Leave) => {
+            let keep = !context.stopping.load(Ordering::Relaxed);
+            let left = Left {
+                execution: execution.clone(),
+                image: image.clone(),
+                next: keep
+                    .then(|| next_start(context, record, execution, image))
+                    .flatten(),
+            };
+            context.warm.leave(&record.id, left, keep).await;
         }
-        (PauseTarget::Disk, _) | (_, After::KeepWarm | After::Destroy) => false,
-    };
-    if !is_kept {
-        destroy(context, execution).await;
+        // A crash before this has not paused it: nothing but its end tells that it was paused.
+        (PauseTarget::Disk, _) | (_, After::Destroy) => destroy(context, execution).await,
     }
-    pass(committed_at).await;
     let images = context.files(record).images();
     let keep = match target {
         PauseTarget::Memory { image } => vec![image.clone()],
@@ -283,12 +288,26 @@ async fn finish(
     if let Err(error) = blocking(move || images.sweep(&keep)).await {
         tracing::warn!(sandbox.id = %record.id, %error, "an old image could not be removed");
     }
+    pass(committed_at).await;
     retry_fault(context, Step::PausePublish).await;
 }
 
+/// How the sandbox of this record will be started from the image that its execution wrote.
+fn next_start(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+) -> Option<NextStart> {
+    let build = context.engine.build_of(execution).ok()?.id;
+    Some(NextStart {
+        spec: context.execution_spec(record, &ExecutionId::random(), build),
+        image: context.files(record).images().path(image),
+    })
+}
+
 /// Waits until the clock by which file systems stamp changes has passed `instant`: it moves in ticks of
-/// some milliseconds, and whatever the next guest writes must look newer than the image. Destroying
-/// an execution takes longer than a tick, so this costs nothing.
+/// some milliseconds, and whatever the next guest writes must look newer than the image.
 async fn pass(instant: OffsetDateTime) {
     loop {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);

@@ -96,8 +96,10 @@ impl Sandboxes {
             publishing: Arc::default(),
             faults: parts.faults.clone(),
         };
+        let starting = Arc::default();
+        let engine = Arc::clone(&parts.engine);
         let context = Arc::new(Context {
-            warm: Warm::new(Arc::clone(&parts.engine), parts.settings.warm),
+            warm: Warm::new(engine, parts.settings.warm, Arc::clone(&starting)),
             engine: parts.engine,
             db: parts.db,
             data_dir: parts.data_dir,
@@ -107,7 +109,7 @@ impl Sandboxes {
             tasks: parts.tasks,
             packing: Semaphore::new(1),
             unpacking: Semaphore::new(2),
-            starting: Arc::default(),
+            starting,
             changes: watch::Sender::new(()),
             events: parts.events,
             stopping: AtomicBool::new(false),

@@ -47,6 +47,8 @@ impl Failure {
 pub(super) enum Start {
     /// It starts one.
     New,
+    /// It is prepared for its image; the start goes on from there.
+    Prepared,
     /// It is there, frozen since the pause.
     Thaw,
 }
@@ -66,9 +68,8 @@ pub(super) async fn resume(
     let mut retried = false;
     loop {
         let mut timings = Timings::default();
-        let thaws = start == Start::Thaw;
         let started = match (&saved, from) {
-            (Saved::Memory { .. }, StartPoint::Memory) if thaws => {
+            (Saved::Memory { .. }, StartPoint::Memory) if start == Start::Thaw => {
                 from_frozen(&context, &record, &execution, &mut timings).await
             }
             (Saved::Memory { image }, StartPoint::Memory) => {
@@ -96,8 +97,14 @@ pub(super) async fn resume(
             failure.guest_may_have_run,
         )
         .await;
-        if thaws && outcome == Outcome::Undone {
-            tracing::warn!(sandbox.id = %record.id, error = %failure.cause, "a frozen execution could not be thawed; resuming from the image");
+        // It says nothing of the image that what was there for it is of no use.
+        let begin_anew = match start {
+            Start::New => false,
+            Start::Prepared => matches!(failure.cause, Cause::Engine(_) | Cause::Exited),
+            Start::Thaw => true,
+        };
+        if begin_anew && outcome == Outcome::Undone {
+            tracing::warn!(sandbox.id = %record.id, ?start, error = %failure.cause, "what was kept for a resume is of no use; starting from the image");
             start = Start::New;
             continue;
         }
@@ -116,7 +123,7 @@ pub(super) async fn resume(
         tracing::warn!(sandbox.id = %record.id, error = %failure.cause, "a resume failed, trying once more");
         // What the host was short of may be there again.
         tokio::time::sleep(RETRY_WAIT).await;
-        retried = true;
+        (retried, start) = (true, Start::New);
     }
 }
 

@@ -22,7 +22,12 @@ impl Timings {
 
     /// Notes a part that began then and ends now.
     pub(super) fn note(&mut self, part: &'static str, begun: Instant) {
-        self.0.push((part, begun.elapsed()));
+        self.add(part, begun.elapsed());
+    }
+
+    /// Notes a part that took this long.
+    pub(super) fn add(&mut self, part: &'static str, took: Duration) {
+        self.0.push((part, took));
     }
 
     /// Adds the parts of a further step.

@@ -486,7 +486,7 @@ async fn a_stubborn_execution_is_destroyed_in_the_end() {
     let id = create(&sandboxes).await;
     place.host.fail(Call::Destroy);
     place.host.fail(Call::Destroy);
-    sandboxes.pause(&id, FULL).await.unwrap();
+    sandboxes.pause(&id, DISK_ONLY).await.unwrap();
     assert_eq!(place.host.executions(), vec![]);
     sandboxes
         .connect(&id, MINUTE, ResumeFrom::Saved)

@@ -8,6 +8,7 @@
 mod api;
 mod crash;
 mod edge;
+mod ending;
 mod events;
 mod export;
 mod history;
@@ -16,6 +17,7 @@ mod ladder;
 mod lifecycle;
 mod matrix;
 mod pool;
+mod prepared;
 mod readable;
 mod served;
 mod snapshot_use;

@@ -212,7 +212,11 @@ fn no_sequence_of_calls_and_kills_loses_anything() {
         // Room for none, a few or all of the paused ones in memory.
         place.warm = WarmSettings {
             memory_bytes: *[0, 8192, 1 << 20].choose(&mut rng).unwrap(),
-            keep: Duration::from_secs(3600),
+            keep: *[Duration::ZERO, Duration::from_secs(3600)]
+                .choose(&mut rng)
+                .unwrap(),
+            prepared: rng.random_range(0..3),
+            prepared_keep: Duration::from_secs(3600),
         };
         place.pool = rng.random_range(0..3);
         let server = Server::start(&place);

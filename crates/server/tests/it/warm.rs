@@ -17,6 +17,7 @@ use crate::support::{DISK_ONLY, FULL, MINUTE, Place, create, eventually, state_o
 const TWO: WarmSettings = WarmSettings {
     memory_bytes: 8192,
     keep: Duration::from_secs(3600),
+    ..WarmSettings::OFF
 };
 
 fn warm_place() -> Place {

@@ -31,7 +31,7 @@ impl Driver {
                     execution,
                     target,
                     request,
-                    After::KeepWarm,
+                    After::Leave,
                 ))
             }
             State::Resuming {

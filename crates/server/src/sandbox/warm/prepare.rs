@@ -1,0 +1,77 @@
+//! Preparing the next execution of a paused sandbox, one at a time and after whoever waits for a start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use engine::ExecutionSpec;
+
+use super::entries::{Entries, Stage};
+use super::{LOOK_EVERY, Warm};
+use crate::sandbox::SandboxId;
+use crate::sandbox::memory::is_memory_available;
+
+/// Nothing is prepared when less than this part of the host's memory is available.
+const LEAST_AVAILABLE: u64 = 8;
+/// While others start sandboxes, preparing waits.
+const CALM_CHECK: Duration = Duration::from_millis(20);
+
+/// How a sandbox will be started from the image it was paused into.
+pub(in crate::sandbox) struct NextStart {
+    /// Exactly as the resume will say it: the engine goes on from nothing else.
+    pub(in crate::sandbox) spec: ExecutionSpec,
+    /// Directory of the image.
+    pub(in crate::sandbox) image: PathBuf,
+}
+
+impl Warm {
+    /// Prepares for the sandbox that was paused last; false when nothing can be done now.
+    pub(super) async fn prepare_one(self: &Arc<Self>) -> bool {
+        let wanted = self.kept().latest_first(Entries::is_wanted).next().cloned();
+        let Some(sandbox) = wanted else { return false };
+        if !is_memory_available(LEAST_AVAILABLE) || !self.is_calm().await {
+            return false;
+        }
+        let Some(NextStart { spec, image }) = self.begin(&sandbox) else {
+            // Somebody was faster.
+            return true;
+        };
+        let prepared = self.engine.prepare(&spec, &image).await;
+        let mut kept = self.kept();
+        match (prepared, kept.by_sandbox.get_mut(&sandbox)) {
+            (Ok(()), Some(entry)) => entry.stage = Stage::Prepared { execution: spec.id },
+            (Ok(()), None) => tracing::error!(%sandbox, "what was prepared belongs to nobody"),
+            (Err(error), _) => {
+                tracing::warn!(sandbox.id = %sandbox, %error, "a start could not be prepared");
+                kept.by_sandbox.remove(&sandbox);
+            }
+        }
+        drop(kept);
+        self.changed.notify_waiters();
+        true
+    }
+
+    fn begin(&self, sandbox: &SandboxId) -> Option<NextStart> {
+        let mut kept = self.kept();
+        let entry = kept.by_sandbox.get_mut(sandbox)?;
+        if !matches!(entry.stage, Stage::Wanted) {
+            return None;
+        }
+        let next = entry.next.take()?;
+        entry.stage = Stage::Preparing;
+        Some(next)
+    }
+
+    /// Waits until nobody waits for a start; false when that takes long.
+    async fn is_calm(&self) -> bool {
+        let begun = Instant::now();
+        while self.starting.load(Ordering::Relaxed) > 0 {
+            if begun.elapsed() > LOOK_EVERY {
+                return false;
+            }
+            tokio::time::sleep(CALM_CHECK).await;
+        }
+        true
+    }
+}
