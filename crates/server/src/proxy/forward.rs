@@ -20,8 +20,9 @@ use tokio_util::task::TaskTracker;
 
 use super::answer::EdgeError;
 use super::cut::{CutBody, HardClose};
-use super::dial::dial;
+use super::dial::{Stream, dial};
 use super::headers;
+use super::spare::Spares;
 use crate::sandbox::Route;
 
 /// When the connection inside breaks, the end of the whole run may be the cause; it is noticed about
@@ -32,11 +33,15 @@ const END_OF_RUN_GRACE: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub(super) struct Forwarder {
     tasks: TaskTracker,
+    spares: Spares,
 }
 
 impl Forwarder {
     pub(super) fn new(tasks: TaskTracker) -> Self {
-        Self { tasks }
+        Self {
+            tasks,
+            spares: Spares::default(),
+        }
     }
 
     /// Sends `request` to `port` and returns the answer, whose body breaks off with the run.
@@ -85,6 +90,9 @@ impl Forwarder {
         // is used again, and a request that has left must not be sent twice.
         let mut inside = self.connect(route, port).await?;
         let mut response = inside.send_request(request).await.map_err(upstream)?;
+        if port == ENVD_PORT {
+            self.spares.open(route);
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(switch) = switch else {
                 let problem = "it switched to another protocol without being asked";
@@ -105,9 +113,13 @@ impl Forwarder {
     }
 
     async fn connect(&self, route: &Route, port: u16) -> Result<SendRequest<Body>, EdgeError> {
-        let stream = dial(&route.guest, port)
-            .await
-            .map_err(|_| EdgeError::PortClosed)?;
+        let spare = (port == ENVD_PORT).then(|| self.spares.take(route));
+        let stream: Box<dyn Stream> = match spare.flatten() {
+            Some(spare) => Box::new(spare),
+            None => dial(&route.guest, port)
+                .await
+                .map_err(|_| EdgeError::PortClosed)?,
+        };
         let handshake = http1::handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(upstream)?;
         let ended = route.ended.clone();

@@ -18,6 +18,7 @@ mod forward;
 mod headers;
 pub(crate) mod route;
 mod signature;
+mod spare;
 
 use agent_api::ENVD_PORT;
 use axum::response::Response;

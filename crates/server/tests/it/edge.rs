@@ -31,7 +31,10 @@ where
             let serve = Arc::clone(&serve);
             tokio::spawn(async move {
                 let head = read_head(&mut stream).await;
-                serve(stream, head).await;
+                // A spare of the edge that nobody came to need.
+                if !head.is_empty() {
+                    serve(stream, head).await;
+                }
             });
         }
     });
@@ -428,6 +431,65 @@ async fn every_request_has_a_connection_of_its_own() {
     assert_not_found(&server.inside(&id, AGENT, "GET /health").await, &id);
     server.post(&id, "connect", r#"{"timeout":60}"#).await;
     assert_eq!(server.inside(&id, AGENT, "GET /health").await.text(), "4");
+}
+
+/// An agent that hands over every connection, unread, in the order of their arrival.
+async fn agent(server: &Served) -> tokio::sync::mpsc::UnboundedReceiver<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    server.place.host.serve(AGENT, address);
+    let (hand_over, connections) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            if hand_over.send(stream).is_err() {
+                return;
+            }
+        }
+    });
+    connections
+}
+
+/// Sends a request to the agent and has it answered over this connection.
+async fn answered_over(server: &Served, id: &SandboxId, mut connection: TcpStream) {
+    let (answer, ()) = tokio::join!(server.inside(id, AGENT, "GET /files"), async {
+        let head = timeout(LIMIT, read_head(&mut connection)).await.unwrap();
+        assert!(head.starts_with("GET /files"), "{head}");
+        answer_with(connection, "over this one").await;
+    });
+    assert_eq!(answer.text(), "over this one");
+}
+
+#[tokio::test]
+async fn the_next_request_to_the_agent_finds_a_connection() {
+    let server = Served::start().await;
+    let id = server.create("").await;
+    let mut connections = agent(&server).await;
+    let mut next = async || timeout(LIMIT, connections.recv()).await.unwrap().unwrap();
+
+    let (answer, ()) = tokio::join!(server.inside(&id, AGENT, "GET /files"), async {
+        let mut first = next().await;
+        read_head(&mut first).await;
+        answer_with(first, "over the first").await;
+    });
+    assert_eq!(answer.text(), "over the first");
+    let spare = next().await;
+    answered_over(&server, &id, spare).await;
+
+    // One that the agent has left is not used.
+    drop(next().await);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (answer, ()) = tokio::join!(server.inside(&id, AGENT, "GET /files"), async {
+        let mut fresh = next().await;
+        read_head(&mut fresh).await;
+        answer_with(fresh, "over a fresh one").await;
+    });
+    assert_eq!(answer.text(), "over a fresh one");
+
+    // None outlives its run.
+    let mut spare = next().await;
+    server.post(&id, "pause", "").await;
+    let end = timeout(LIMIT, spare.read(&mut [0])).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
 }
 
 #[tokio::test]
