@@ -48,6 +48,8 @@ pub enum Call {
     Prepare,
     /// The engine's own `prepare`.
     PrepareStart,
+    /// The same, and what it made cannot be taken away at once.
+    PrepareStartLate,
     /// `freeze`.
     Freeze,
     /// `checkpoint`, leaving half an image behind.
@@ -370,6 +372,9 @@ impl Engine for Fake {
             dead: false,
         };
         lock(&self.host.prepared).insert(spec.id.clone(), prepared);
+        if self.host.meet(Call::PrepareStartLate) {
+            return Err(injected("prepare a start, leaving it behind"));
+        }
         lock(&self.prepared).insert(spec.id.clone(), spec.clone());
         Ok(())
     }
@@ -510,6 +515,7 @@ impl Engine for Fake {
     }
 
     async fn find(&self) -> Result<Vec<Found>, EngineError> {
+        let prepared = self.host.prepared();
         let executions = lock(&self.host.executions);
         let found = executions.iter().map(|(id, guest)| Found {
             id: id.clone(),
@@ -519,7 +525,7 @@ impl Engine for Fake {
                 (false, false) => ExecutionStatus::Running,
             },
         });
-        let prepared = self.host.prepared().into_iter().map(|id| Found {
+        let prepared = prepared.into_iter().map(|id| Found {
             id,
             status: ExecutionStatus::Dead,
         });

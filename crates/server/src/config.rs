@@ -112,13 +112,20 @@ impl Default for WarmConfig {
 }
 
 impl WarmConfig {
-    fn settings(&self) -> WarmSettings {
+    /// `slots` is how many network slots there are.
+    fn settings(&self, slots: u32) -> WarmSettings {
+        let wanted = if self.prepared_seconds > 0 {
+            self.prepared
+        } else {
+            0
+        };
         // Where the host's memory cannot be told, none of it is taken.
         let total = host_memory().map_or(0, |memory| memory.total);
         WarmSettings {
             memory_bytes: total / 100 * u64::from(self.memory_percent),
             keep: Duration::from_secs(self.seconds),
-            prepared: self.prepared,
+            // Each holds a slot that a create may need.
+            prepared: wanted.min(slots as usize / 4),
             prepared_keep: Duration::from_secs(self.prepared_seconds),
         }
     }
@@ -349,6 +356,7 @@ impl Config {
     /// Bounds of the lifecycle.
     pub fn settings(&self) -> Settings {
         let sandbox = &self.sandbox;
+        let slots = crate::app::engine_config(self, &self.data_dir).slot_count();
         Settings {
             max_run: Duration::from_secs(sandbox.max_run_seconds),
             max_running: sandbox.max_running,
@@ -361,7 +369,7 @@ impl Config {
             },
             boot_without_memory: sandbox.boot_without_memory,
             pool: self.pool.most,
-            warm: self.warm.settings(),
+            warm: self.warm.settings(slots),
             pack_after: (self.cold.seconds > 0).then(|| Duration::from_secs(self.cold.seconds)),
             free_space_reserve: sandbox.free_space_reserve_mib << 20,
         }
@@ -398,6 +406,16 @@ mod tests {
                 "{key} is missing in config.example.toml"
             );
         }
+    }
+
+    #[test]
+    fn few_network_slots_are_not_spent_on_prepared_starts() {
+        let mut config = Config::default();
+        assert_eq!(config.settings().warm.prepared, config.warm.prepared);
+        config.engine.uplink_prefix = 28;
+        assert_eq!(config.settings().warm.prepared, 1);
+        config.warm.prepared_seconds = 0;
+        assert_eq!(config.settings().warm.prepared, 0);
     }
 
     #[test]

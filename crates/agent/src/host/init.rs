@@ -54,9 +54,12 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
         let names = Names::of(&request);
         if *written() != Some(names.clone()) {
             let _panicked = tokio::task::spawn_blocking(move || {
-                let _best_effort = write_identity(&request);
-                let _best_effort = add_to_hosts(&request.hostname);
-                *written() = Some(names);
+                let identity = write_identity(&request);
+                let hosts = add_to_hosts(&request.hostname);
+                // What could not be written, for want of space perhaps, is tried again next time.
+                if identity.and(hosts).is_ok() {
+                    *written() = Some(names);
+                }
             })
             .await;
         }

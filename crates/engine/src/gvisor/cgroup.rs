@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -155,12 +154,12 @@ pub(super) fn children(parent: &str) -> io::Result<Vec<String>> {
 /// it is, takes the waiting off the start of a sandbox. Version 2 creates processes in their cgroup and
 /// has nothing of that.
 pub(super) fn expect_joins() {
-    static OWN: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let own = OWN.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-        own_processes(&text).filter(|file| file.exists() && !is_v2())
-    });
-    if let Some(file) = own {
+    if is_v2() {
+        return;
+    }
+    // Looked up each time: somebody may have moved this process.
+    let own = std::fs::read_to_string("/proc/self/cgroup");
+    if let Some(file) = own.ok().and_then(|text| own_processes(&text)) {
         // 0 stands for the writer. A start is slower without, and that is all.
         let _ = std::fs::write(file, "0");
     }

@@ -62,8 +62,8 @@ impl Config {
         }
     }
 
-    /// How many slots the uplink range holds.
-    pub(super) fn slot_count(&self) -> u32 {
+    /// How many network slots the uplink range holds. Each execution takes one.
+    pub fn slot_count(&self) -> u32 {
         let host_bits = 32u32.saturating_sub(u32::from(self.uplink_prefix));
         1u32.checked_shl(host_bits.saturating_sub(2))
             .unwrap_or(u32::MAX / 4)

@@ -114,13 +114,11 @@ pub(super) fn mount_all(
     let (disk_mount, rootfs) = (directory.disk_mount(), directory.rootfs());
     // Side by side: each mount waits for its reads most of the time.
     std::thread::scope(|scope| {
-        let own = scope.spawn(|| mounts::mount_disk(&image(disk), &disk_mount, Access::ReadWrite));
-        let mut all = mount_sealed(sealed, directory);
-        let own = joined(own);
-        if let Ok(all) = &mut all {
-            all.extend_from_slice(layers);
-        }
-        own.and(all)
+        let below = scoped(scope, || mount_sealed(sealed, directory))?;
+        let own = mounts::mount_disk(&image(disk), &disk_mount, Access::ReadWrite);
+        let mut all = joined(below)?;
+        all.extend_from_slice(layers);
+        own.map(|()| all)
     })
     .and_then(|layers| mount_rootfs(&layers, &disk_mount, &rootfs))
 }
@@ -133,13 +131,24 @@ fn mount_sealed(sealed: &[PathBuf], directory: &ExecutionDir) -> io::Result<Vec<
             .enumerate()
             .map(|(position, disk)| {
                 let target = directory.sealed_mount(position);
-                scope.spawn(move || mount_one_sealed(disk, &target))
+                scoped(scope, move || mount_one_sealed(disk, &target))
             })
             .collect();
         // All of them are waited for, also when one fails.
-        let mounted: Vec<_> = mounting.into_iter().map(joined).collect();
+        let mounted: Vec<_> = mounting
+            .into_iter()
+            .map(|thread| thread.and_then(joined))
+            .collect();
         mounted.into_iter().collect()
     })
+}
+
+/// A thread of a scope; that there can be none is an error like any other.
+fn scoped<'scope, T: Send + 'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<std::thread::ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new().spawn_scoped(scope, work)
 }
 
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {

@@ -2,9 +2,7 @@
 //!
 //! A guest's memory is a memfd of its sentry, which the kernel fills 4 KiB at a time unless told
 //! otherwise. Filling a GiB of it from an image, writing it to one and giving it back is then mostly the
-//! kernel's work on single pages. With folios of 64 KiB a restore of 1 GiB took 0.56 s instead of 0.96, a
-//! checkpoint 0.53 s instead of 0.70, and an end of 3 GiB 0.11 s instead of 0.71; an idle guest held
-//! 0.7 MiB instead of 0.4 (two cores, Linux 6.18, where faults of memfds obey it). Larger folios gained nothing more.
+//! kernel's work on single pages. What larger ones gain and cost: docs/decisions/012.
 //!
 //! The kernel has one switch per size for all memfds, shared anonymous mappings and System V shared
 //! memory of the host (Documentation/admin-guide/mm/transhuge.rst, "internal shmem mount"; mounts of

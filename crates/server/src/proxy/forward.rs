@@ -86,7 +86,7 @@ impl Forwarder {
         let switch = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         let request = to_upstream(request, protocol);
 
-        // A connection for each request: a kept one may be closed by its peer in the very moment it
+        // A connection for each request: one that was used may be closed by its peer in the very moment it
         // is used again, and a request that has left must not be sent twice.
         let mut inside = self.connect(route, port).await?;
         let mut response = inside.send_request(request).await.map_err(upstream)?;

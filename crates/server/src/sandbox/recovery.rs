@@ -241,10 +241,13 @@ async fn remove_strays(
         .for_each_concurrent(STRAYS_AT_ONCE, async |stray| {
             tracing::info!(execution.id = %stray, "destroying an execution that belongs to no record");
             // It may be the frozen one of a paused sandbox, whose disk is needed.
-            let step = format!("destroy {stray}");
-            let destroyed = until_done(&step, || context.engine.destroy(stray));
+            let (engine, id) = (Arc::clone(&context.engine), stray.clone());
+            let destroyed = tokio::spawn(async move {
+                let step = format!("destroy {id}");
+                until_done(&step, || engine.destroy(&id)).await;
+            });
             if tokio::time::timeout(STRAY_LIMIT, destroyed).await.is_err() {
-                tracing::error!(execution.id = %stray, "it could not be destroyed; its sandbox cannot be resumed before the next start");
+                tracing::error!(execution.id = %stray, "it could not be destroyed yet; its sandbox cannot be resumed or killed before it is");
             }
         })
         .await;

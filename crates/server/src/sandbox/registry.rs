@@ -268,10 +268,12 @@ impl Sandboxes {
 
     /// Lets go of what is held only to be fast, before the server stops.
     pub async fn close(&self) {
-        for pool in &self.pools {
-            pool.close().await;
-        }
-        self.context.warm.close().await;
+        let pools = async {
+            for pool in &self.pools {
+                pool.close().await;
+            }
+        };
+        tokio::join!(pools, self.context.warm.close());
     }
 
     /// Waits until no transition is in flight, at most until the deadline of the caller.

@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, ExecutionId};
 use snapshot::ImageId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 
 use super::SandboxId;
 use super::memory::is_memory_available;
@@ -37,6 +38,9 @@ pub(super) use prepare::NextStart;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The tier gives way when less than this part of the host's memory is available.
 const LEAST_AVAILABLE: u64 = 16;
+
+/// Executions that are destroyed at the same time.
+const ENDS_AT_ONCE: usize = 8;
 
 /// Bounds of what is kept of paused sandboxes.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +76,8 @@ pub(super) struct Warm {
     wanted: Arc<Notify>,
     /// Creates and resumes under way.
     starting: Arc<AtomicUsize>,
+    /// Turns for destructions.
+    ends: Semaphore,
 }
 
 /// What a pause leaves.
@@ -108,6 +114,7 @@ impl Warm {
             changed: Notify::new(),
             wanted: Arc::clone(&wanted),
             starting,
+            ends: Semaphore::new(ENDS_AT_ONCE),
         });
         if settings.memory_bytes > 0 || settings.prepared > 0 {
             tokio::spawn(watch(Arc::downgrade(&warm), wanted));
@@ -257,7 +264,12 @@ impl Warm {
         let (warm, sandbox) = (Arc::clone(self), sandbox.clone());
         tokio::spawn(async move {
             let step = format!("destroy {execution} of a paused sandbox");
-            until_done(&step, || warm.engine.destroy(&execution)).await;
+            let destroy = async || {
+                // For each try: one that cannot be destroyed must not keep the others.
+                let _turn = warm.ends.acquire().await;
+                warm.engine.destroy(&execution).await
+            };
+            until_done(&step, destroy).await;
             warm.ended(&sandbox);
         });
     }
@@ -317,12 +329,18 @@ impl Warm {
 /// Destroys what has been kept long enough, and the oldest when the host runs short of memory; prepares
 /// what is wanted.
 async fn watch(warm: Weak<Warm>, wanted: Arc<Notify>) {
+    let mut preparing: Option<JoinHandle<()>> = None;
     loop {
         // Whichever comes first.
         let _ = tokio::time::timeout(LOOK_EVERY, wanted.notified()).await;
         let Some(warm) = warm.upgrade() else { return };
         warm.end_surplus();
         while !is_memory_available(LEAST_AVAILABLE) && warm.give_way().await {}
-        while warm.prepare_one().await {}
+        // Aside: a preparation that takes long must not keep memory from being given back.
+        if preparing.as_ref().is_none_or(JoinHandle::is_finished) {
+            preparing = Some(tokio::spawn(
+                async move { while warm.prepare_one().await {} },
+            ));
+        }
     }
 }

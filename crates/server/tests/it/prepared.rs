@@ -1,6 +1,7 @@
 //! The next execution of a paused sandbox, prepared before anybody connects. It may only ever be seen in
 //! the time that a connect takes.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::fake::Call;
@@ -146,12 +147,14 @@ async fn one_that_is_of_no_use_costs_no_connect() {
     let place = place();
     let sandboxes = place.open().await;
     let id = running(&place, &sandboxes).await;
-    // It cannot be prepared.
-    place.host.fail(Call::PrepareStart);
-    sandboxes.pause(&id, FULL).await.unwrap();
-    eventually("the failure", || place.host.pending_failures().is_empty()).await;
-    assert_eq!(place.host.executions(), vec![]);
-    connect(&place, &sandboxes, &id, 1).await;
+    // It cannot be prepared, or only half, which does not go away by itself.
+    for failure in [Call::PrepareStart, Call::PrepareStartLate] {
+        place.host.fail(failure);
+        sandboxes.pause(&id, FULL).await.unwrap();
+        eventually("the failure", || place.host.pending_failures().is_empty()).await;
+        eventually("nothing left", || place.host.executions().is_empty()).await;
+        connect(&place, &sandboxes, &id, 1).await;
+    }
 
     let breaks: [&dyn Fn(&ExecutionId); 3] = [
         &|prepared| place.host.kill(prepared, ExitReason::OutOfMemory),
@@ -171,6 +174,37 @@ async fn one_that_is_of_no_use_costs_no_connect() {
     }
     sandboxes.kill(&id).await.unwrap();
     place.assert_clean().await;
+}
+
+#[tokio::test]
+async fn no_more_are_prepared_than_are_kept() {
+    let place = place();
+    let sandboxes = place.open().await;
+    let mut ids = Vec::new();
+    for _ in 0..8 {
+        ids.push(running(&place, &sandboxes).await);
+    }
+    let most = AtomicUsize::new(0);
+    let watched = async {
+        loop {
+            most.fetch_max(place.host.prepared().len(), Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    };
+    let paused = async {
+        let pauses = ids.iter().map(|id| sandboxes.pause(id, FULL));
+        for paused in futures_util::future::join_all(pauses).await {
+            paused.unwrap();
+        }
+        let two = || place.host.executions().len() == 2 && place.host.prepared().len() == 2;
+        eventually("two that are prepared", two).await;
+    };
+    tokio::select! {
+        () = paused => {}
+        () = watched => unreachable!(),
+    }
+    // One paused later may be prepared before an earlier one has ended.
+    assert!(most.load(Ordering::Relaxed) <= 3, "{most:?}");
 }
 
 #[tokio::test]

@@ -28,8 +28,9 @@ pub(in crate::sandbox) struct NextStart {
 impl Warm {
     /// Prepares for the sandbox that was paused last; false when nothing can be done now.
     pub(super) async fn prepare_one(self: &Arc<Self>) -> bool {
-        let wanted = self.kept().latest_first(Entries::is_wanted).next().cloned();
-        let Some(sandbox) = wanted else { return false };
+        let Some(sandbox) = self.next_wanted() else {
+            return false;
+        };
         if !is_memory_available(LEAST_AVAILABLE) || !self.is_calm().await {
             return false;
         }
@@ -37,19 +38,38 @@ impl Warm {
             // Somebody was faster.
             return true;
         };
-        let prepared = self.engine.prepare(&spec, &image).await;
+        let execution = spec.id.clone();
+        let engine = Arc::clone(&self.engine);
+        // A panic must leave no sandbox that waits for this for ever.
+        let prepared = tokio::spawn(async move { engine.prepare(&spec, &image).await });
+        let problem = match prepared.await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(panic.to_string()),
+        };
         let mut kept = self.kept();
-        match (prepared, kept.by_sandbox.get_mut(&sandbox)) {
-            (Ok(()), Some(entry)) => entry.stage = Stage::Prepared { execution: spec.id },
-            (Ok(()), None) => tracing::error!(%sandbox, "what was prepared belongs to nobody"),
-            (Err(error), _) => {
-                tracing::warn!(sandbox.id = %sandbox, %error, "a start could not be prepared");
-                kept.by_sandbox.remove(&sandbox);
-            }
+        // Nobody removes an entry while its start is being prepared.
+        if let Some(entry) = kept.by_sandbox.get_mut(&sandbox) {
+            entry.stage = Stage::Prepared { execution };
+        }
+        if let Some(problem) = problem {
+            tracing::warn!(sandbox.id = %sandbox, problem, "a start could not be prepared");
+            // The engine takes away what it made, unless that fails as well: then the disk is still
+            // in use, and whoever needs it has to wait until it is not.
+            self.end(&mut kept, &sandbox);
         }
         drop(kept);
         self.changed.notify_waiters();
         true
+    }
+
+    /// The sandbox paused last of those that are prepared for and have nothing yet.
+    fn next_wanted(&self) -> Option<SandboxId> {
+        let kept = self.kept();
+        let mut next = kept
+            .latest_first(Entries::is_next)
+            .take(self.settings.prepared);
+        next.find(|sandbox| kept.is_wanted(sandbox)).cloned()
     }
 
     fn begin(&self, sandbox: &SandboxId) -> Option<NextStart> {
