@@ -58,7 +58,7 @@ pub struct EngineConfig {
     pub uplink_prefix: u8,
     /// Network slots kept ready.
     pub ready_slots: usize,
-    /// Whether to turn on pages of 64 KiB for the memory of guests, a setting of the whole host.
+    /// Whether to turn on pages of 16 KiB for the memory of guests, a setting of the whole host.
     pub large_pages: bool,
 }
 

@@ -28,7 +28,7 @@ pub struct Config {
     pub starts_at_once: usize,
     /// Network slots kept ready in advance.
     pub ready_slots: usize,
-    /// Whether to turn on pages of 64 KiB for the memory of guests where the kernel has them and nobody
+    /// Whether to turn on pages of 16 KiB for the memory of guests where the kernel has them and nobody
     /// chose otherwise. The switch is one for all memfds of the host and stays on.
     pub large_pages: bool,
     /// Limit for `runsc` calls that only talk to a sandbox, and for its end to take effect.

@@ -11,7 +11,7 @@
 use std::io;
 use std::path::Path;
 
-const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/shmem_enabled";
+const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-16kB/shmem_enabled";
 const UNTOUCHED: &str = "never";
 const WANTED: &str = "within_size";
 
