@@ -6,7 +6,8 @@
 //! ```
 //!
 //! [`route`] decides from the head of a request, without looking at any sandbox. [`forward`] passes
-//! it on, to the agent over a connection that was opened before ([`spare`]). [`answer`] has every answer that the edge gives itself.
+//! it on, to the agent over a connection that was opened before ([`spare`]). [`answer`] has every answer
+//! that the edge gives itself.
 //!
 //! Invariants: a connection into a sandbox belongs to one run and ends with it; a stream that is cut
 //! never looks finished to the client; port 49982 and the agent's reserved routes are out of reach.

@@ -5,7 +5,7 @@ use server::sandbox::{Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, Step
 
 use crate::crash::Server;
 use crate::snapshots::UNNAMED;
-use crate::support::{FULL, MINUTE, Place, create, eventually, state_of};
+use crate::support::{FULL, MINUTE, Place, create, eventually, running, state_of};
 
 /// As many failures of a destruction that it takes some hundred milliseconds.
 fn slow_down(place: &Place) {
@@ -20,9 +20,7 @@ fn is_ending(place: &Place) -> bool {
 
 /// A sandbox that has counted to one and was just paused; its execution is not gone yet.
 async fn just_paused(place: &Place, sandboxes: &Sandboxes) -> SandboxId {
-    let others = place.host.executions();
-    let id = create(sandboxes).await;
-    assert!(place.host.step(&place.execution_beside(&others)));
+    let id = running(place, sandboxes).await;
     slow_down(place);
     sandboxes.pause(&id, FULL).await.unwrap();
     assert!(is_ending(place), "the pause waited for the end");

@@ -1,7 +1,6 @@
 //! The next execution of a paused sandbox, prepared before anybody connects. It may only ever be seen in
 //! the time that a connect takes.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::fake::Call;
@@ -12,7 +11,7 @@ use server::sandbox::{
 
 use crate::crash::Server;
 use crate::snapshots::UNNAMED;
-use crate::support::{DISK_ONLY, FULL, MINUTE, Place, create, eventually, state_of};
+use crate::support::{DISK_ONLY, FULL, MINUTE, Place, create, eventually, running, state_of};
 
 const TWO: WarmSettings = WarmSettings {
     prepared: 2,
@@ -25,14 +24,6 @@ fn place() -> Place {
         warm: TWO,
         ..Place::new()
     }
-}
-
-/// A running sandbox that has counted to one.
-async fn running(place: &Place, sandboxes: &Sandboxes) -> SandboxId {
-    let others = place.host.executions();
-    let id = create(sandboxes).await;
-    assert!(place.host.step(&place.execution_beside(&others)));
-    id
 }
 
 /// Pauses the only sandbox and waits for its next execution.
@@ -174,37 +165,6 @@ async fn one_that_is_of_no_use_costs_no_connect() {
     }
     sandboxes.kill(&id).await.unwrap();
     place.assert_clean().await;
-}
-
-#[tokio::test]
-async fn no_more_are_prepared_than_are_kept() {
-    let place = place();
-    let sandboxes = place.open().await;
-    let mut ids = Vec::new();
-    for _ in 0..8 {
-        ids.push(running(&place, &sandboxes).await);
-    }
-    let most = AtomicUsize::new(0);
-    let watched = async {
-        loop {
-            most.fetch_max(place.host.prepared().len(), Ordering::Relaxed);
-            tokio::task::yield_now().await;
-        }
-    };
-    let paused = async {
-        let pauses = ids.iter().map(|id| sandboxes.pause(id, FULL));
-        for paused in futures_util::future::join_all(pauses).await {
-            paused.unwrap();
-        }
-        let two = || place.host.executions().len() == 2 && place.host.prepared().len() == 2;
-        eventually("two that are prepared", two).await;
-    };
-    tokio::select! {
-        () = paused => {}
-        () = watched => unreachable!(),
-    }
-    // One paused later may be prepared before an earlier one has ended.
-    assert!(most.load(Ordering::Relaxed) <= 3, "{most:?}");
 }
 
 #[tokio::test]

@@ -256,6 +256,14 @@ pub(crate) fn request() -> CreateRequest {
     }
 }
 
+/// A running sandbox that has counted to one.
+pub(crate) async fn running(place: &Place, sandboxes: &Sandboxes) -> SandboxId {
+    let others = place.host.executions();
+    let id = create(sandboxes).await;
+    assert!(place.host.step(&place.execution_beside(&others)));
+    id
+}
+
 pub(crate) async fn create(sandboxes: &Sandboxes) -> SandboxId {
     sandboxes.create(request()).await.unwrap().id
 }

@@ -11,7 +11,7 @@ use server::sandbox::{
 
 use crate::crash::Server;
 use crate::snapshots::UNNAMED;
-use crate::support::{DISK_ONLY, FULL, MINUTE, Place, create, eventually, state_of};
+use crate::support::{DISK_ONLY, FULL, MINUTE, Place, create, eventually, running, state_of};
 
 /// Room for two of the fake's guests, which hold a page each.
 const TWO: WarmSettings = WarmSettings {
@@ -29,9 +29,7 @@ fn warm_place() -> Place {
 
 /// A paused sandbox that has counted to one.
 async fn paused(place: &Place, sandboxes: &Sandboxes) -> SandboxId {
-    let others = place.host.executions();
-    let id = create(sandboxes).await;
-    assert!(place.host.step(&place.execution_beside(&others)));
+    let id = running(place, sandboxes).await;
     sandboxes.pause(&id, FULL).await.unwrap();
     id
 }

@@ -88,9 +88,8 @@ impl Entries {
         matches!(stage, Stage::Prepared { .. })
     }
 
-    pub(super) fn is_wanted(&self, sandbox: &SandboxId) -> bool {
-        let entry = self.by_sandbox.get(sandbox);
-        entry.is_some_and(|entry| matches!(entry.stage, Stage::Wanted))
+    pub(super) fn is_wanted(stage: &Stage) -> bool {
+        matches!(stage, Stage::Wanted)
     }
 
     /// Prepared or to be.

@@ -28,9 +28,10 @@ pub(in crate::sandbox) struct NextStart {
 impl Warm {
     /// Prepares for the sandbox that was paused last; false when nothing can be done now.
     pub(super) async fn prepare_one(self: &Arc<Self>) -> bool {
-        let Some(sandbox) = self.next_wanted() else {
-            return false;
-        };
+        // While the last one was prepared, more may have been paused than are prepared for.
+        self.end_surplus();
+        let wanted = self.kept().latest_first(Entries::is_wanted).next().cloned();
+        let Some(sandbox) = wanted else { return false };
         if !is_memory_available(LEAST_AVAILABLE) || !self.is_calm().await {
             return false;
         }
@@ -61,15 +62,6 @@ impl Warm {
         drop(kept);
         self.changed.notify_waiters();
         true
-    }
-
-    /// The sandbox paused last of those that are prepared for and have nothing yet.
-    fn next_wanted(&self) -> Option<SandboxId> {
-        let kept = self.kept();
-        let mut next = kept
-            .latest_first(Entries::is_next)
-            .take(self.settings.prepared);
-        next.find(|sandbox| kept.is_wanted(sandbox)).cloned()
     }
 
     fn begin(&self, sandbox: &SandboxId) -> Option<NextStart> {
