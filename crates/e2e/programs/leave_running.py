@@ -18,9 +18,12 @@ else:
     info = Sandbox.get_info(sys.argv[2])
     assert info.state.value == sys.argv[3], info
     sandbox = Sandbox.connect(sys.argv[2], timeout=600)
-    before = int(sandbox.files.read("count"))
+    # The file is empty for a moment whenever the process writes it.
+    count = lambda: int(sandbox.files.read("count") or 0)
     deadline = time.time() + 10
-    while int(sandbox.files.read("count") or 0) <= before:
+    while (before := count()) == 0:
+        assert time.time() < deadline, "nothing is counted"
+    while count() <= before:
         assert time.time() < deadline, "the process does not count any more"
     assert len(sandbox.commands.list()) == 1
     assert sandbox.kill()

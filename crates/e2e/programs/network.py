@@ -28,6 +28,7 @@ with concurrent.futures.ThreadPoolExecutor(64) as pool:
 """
 first, second = Sandbox.create(timeout=300), Sandbox.create(timeout=300)
 second.commands.run("python3 -m http.server 8000 --bind 0.0.0.0", background=True, timeout=0)
+second.commands.run("curl -sS --retry 20 --retry-connrefused --retry-delay 1 localhost:8000", timeout=30)
 first.files.write("probe.py", PROBE)
 # All addresses of the host, the ends of the sandboxes' uplinks included, and their other ends.
 addresses = re.findall(r"inet (\d+\.\d+\.\d+)\.(\d+)/", subprocess.check_output(["ip", "-4", "addr"], text=True))
