@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use crate::hooks::{HooksReply, RunHooks};
-use crate::messages::{Failure, InitReply, InitRequest, Metrics, PrepareReply};
+use crate::messages::{Failure, InitReply, InitRequest, Metrics, PrepareReply, PrepareRequest};
 use crate::{
     HEALTH_PATH, HOOKS_PATH, INIT_PATH, METRICS_PATH, PREPARE_PATH, TUNNEL_PATH, TUNNEL_PROTOCOL,
 };
@@ -60,10 +60,13 @@ pub async fn init(stream: TcpStream, message: &InitRequest) -> Result<InitReply,
     decode(&exchange(stream, request(Method::POST, INIT_PATH, body.into())).await?)
 }
 
-/// Makes the guest ready to be frozen: written back to disk and small.
-pub async fn prepare(stream: TcpStream) -> Result<PrepareReply, ClientError> {
-    let request = request(Method::POST, PREPARE_PATH, Bytes::from_static(b"{}"));
-    decode(&exchange(stream, request).await?)
+/// Makes the guest ready to be frozen: small, and written back to disk unless the host does that.
+pub async fn prepare(
+    stream: TcpStream,
+    message: &PrepareRequest,
+) -> Result<PrepareReply, ClientError> {
+    let body = serde_json::to_vec(message).map_err(|error| answer_error(&error))?;
+    decode(&exchange(stream, request(Method::POST, PREPARE_PATH, body.into())).await?)
 }
 
 /// Runs hooks of the sandbox's owner. Answers when the last of them is over.

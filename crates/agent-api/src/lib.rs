@@ -17,7 +17,9 @@ mod watch;
 pub use client::{ClientError, Tunnel};
 pub use hooks::{HookEnd, HookKind, HookRun, HooksReply, RunHooks};
 pub use log::LogReader;
-pub use messages::{Failure, InitReply, InitRequest, LogLine, Metrics, PrepareReply};
+pub use messages::{
+    Failure, InitReply, InitRequest, LogLine, Metrics, PrepareReply, PrepareRequest,
+};
 pub use watch::MemoryWatch;
 
 /// TCP port of the envd contract, fixed by the E2B SDKs.

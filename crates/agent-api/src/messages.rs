@@ -61,6 +61,16 @@ pub struct InitReply {
     pub hooks_due: Option<HookKind>,
 }
 
+/// Body of `POST /prepare`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrepareRequest {
+    /// Whether the host writes files back itself. Absent, the agent does it: one fsync for each file that
+    /// the guest has open or remembers, a thousand and more of them.
+    #[serde(default)]
+    pub host_writes_back: bool,
+}
+
 /// Answer to `POST /prepare`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

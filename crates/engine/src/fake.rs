@@ -58,7 +58,9 @@ pub enum Call {
     CheckpointNoSpace,
     /// The execution dies during `checkpoint`.
     DieInCheckpoint,
-    /// `sync_disk`.
+    /// `sync_disk` of a guest that runs.
+    WriteBack,
+    /// `sync_disk` of a frozen guest.
     SyncDisk,
     /// `thaw`.
     Thaw,
@@ -496,10 +498,14 @@ impl Engine for Fake {
     }
 
     async fn sync_disk(&self, id: &ExecutionId) -> Result<(), EngineError> {
-        if self.host.meet(Call::SyncDisk) {
+        let call = match self.with(id, |guest| guest.is_frozen())? {
+            true => Call::SyncDisk,
+            false => Call::WriteBack,
+        };
+        if self.host.meet(call) {
             return Err(injected("sync disk"));
         }
-        self.with(id, |_| ())
+        Ok(())
     }
 
     async fn destroy(&self, id: &ExecutionId) -> Result<(), EngineError> {

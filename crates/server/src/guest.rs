@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agent_api::{
     ClientError, HOST_PORT, HooksReply, InitReply, InitRequest, LogReader, MemoryWatch,
-    PrepareReply, RunHooks,
+    PrepareReply, PrepareRequest, RunHooks,
 };
 use engine::{Engine, EngineError, ExecutionId, Usage};
 use tokio::net::TcpStream;
@@ -100,10 +100,11 @@ impl Guest {
             .unwrap_or(Err(GuestError::Slow))
     }
 
-    /// Lets the agent write back and trim before a pause. The caller bounds the time.
-    pub async fn prepare(&self) -> Result<PrepareReply, GuestError> {
+    /// Lets the agent trim, and write back what the host does not, before a pause. The caller bounds the
+    /// time.
+    pub async fn prepare(&self, request: &PrepareRequest) -> Result<PrepareReply, GuestError> {
         let stream = self.dial(HOST_PORT).await?;
-        Ok(agent_api::client::prepare(stream).await?)
+        Ok(agent_api::client::prepare(stream, request).await?)
     }
 
     /// Lets the agent run hooks of the sandbox's owner. The caller bounds the time.

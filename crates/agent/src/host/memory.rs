@@ -21,9 +21,8 @@ pub(crate) fn keep_small() {
     }
 }
 
-/// Writes dirty pages back and returns free memory, right before the guest is frozen.
-pub(crate) fn write_back_and_shrink() {
-    rustix::fs::sync();
+/// Returns free memory to the guest.
+pub(crate) fn shrink() {
     #[cfg(target_env = "gnu")]
     {
         #[expect(unsafe_code, reason = "the allocator has no other interface")]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use agent_api::{
     HEALTH_PATH, HOOKS_PATH, HookKind, HooksReply, INIT_PATH, LOG_PATH, MEMORY_WATCH_PATH,
-    METRICS_PATH, PREPARE_PATH, PrepareReply, TUNNEL_PATH,
+    METRICS_PATH, PREPARE_PATH, PrepareReply, PrepareRequest, TUNNEL_PATH,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -68,7 +68,14 @@ impl HostChannel {
                 ))
             }
             (Method::POST, PREPARE_PATH) => {
-                let done = tokio::task::spawn_blocking(memory::write_back_and_shrink).await;
+                let message: PrepareRequest = read(request).await?;
+                let work = move || {
+                    if !message.host_writes_back {
+                        rustix::fs::sync();
+                    }
+                    memory::shrink();
+                };
+                let done = tokio::task::spawn_blocking(work).await;
                 done.map_err(|error| Failed::internal(error.to_string()))?;
                 let pre_pause_hooks = self.agent.hooks.count(HookKind::PrePause);
                 Ok(json(StatusCode::OK, &PrepareReply { pre_pause_hooks }))

@@ -4,7 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent_api::{HookEnd, HookKind, HookRun, InitRequest, LogReader, RunHooks, client};
+use agent_api::{
+    HookEnd, HookKind, HookRun, InitRequest, LogReader, PrepareRequest, RunHooks, client,
+};
 use serde_json::json;
 use tokio::net::TcpStream;
 
@@ -47,7 +49,11 @@ impl Guest {
 
     async fn pre_pause_hooks(&self) -> usize {
         let stream = TcpStream::connect(self.agent.host).await.unwrap();
-        client::prepare(stream).await.unwrap().pre_pause_hooks
+        let prepare = PrepareRequest {
+            host_writes_back: true,
+        };
+        let reply = client::prepare(stream, &prepare).await.unwrap();
+        reply.pre_pause_hooks
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use agent_api::{ClientError, LogLine, LogReader, MemoryWatch, client};
+use agent_api::{ClientError, LogLine, LogReader, MemoryWatch, PrepareRequest, client};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,7 +44,8 @@ async fn init_is_repeatable_and_reaches_processes() {
     let mut running = agent.shell("sleep 1000").await;
     running.started().await;
     assert_eq!(agent.init(&init).await.processes, 1);
-    client::prepare(dial(&agent).await).await.unwrap();
+    let prepare = PrepareRequest::default();
+    client::prepare(dial(&agent).await, &prepare).await.unwrap();
     assert!(client::metrics(dial(&agent).await).await.unwrap().mem_total > 0);
 }
 

@@ -25,6 +25,13 @@ fn everything_a_program_holds_comes_back_in_every_round() {
 }
 
 #[test]
+fn what_was_written_right_before_a_pause_is_on_the_disk() {
+    let server = Server::start("");
+    server.run("written.py", &[]);
+    server.assert_nothing_left();
+}
+
+#[test]
 fn hooks_run_around_a_pause_and_their_failure_is_told() {
     for failure in ["ignore", "fatal"] {
         let server = Server::start(&format!(

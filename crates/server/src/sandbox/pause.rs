@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use agent_api::PrepareReply;
+use agent_api::{PrepareReply, PrepareRequest};
 use engine::ExecutionId;
 use snapshot::{EngineIdentity, ImageId, Subject};
 use time::OffsetDateTime;
@@ -123,7 +123,10 @@ async fn save_memory(
         .map_err(Cause::NoSpace)?;
     context.faults.reach(Step::PausePrepare).await?;
     let mut agent = Agent::Helped;
-    let prepared = timings.of("prepare", prepare(context, record, execution));
+    let by_host = PrepareRequest {
+        host_writes_back: true,
+    };
+    let prepared = timings.of("prepare", prepare(context, record, execution, &by_host));
     if let Err(cause) = prepared.await {
         if request.require_healthy_guest || matches!(cause, Cause::Hook(_)) {
             return Err(cause);
@@ -133,12 +136,15 @@ async fn save_memory(
         tracing::warn!(sandbox.id = %record.id, error = %cause, "pausing without the agent's help");
         agent = Agent::Silent;
     }
+    let engine = context.engine.as_ref();
+    // Leaves little to do while the guest stands still. A failure counts: the kernel tells it once.
+    let written = engine.sync_disk(execution);
+    timings.of("write-back", written).await?;
     let images = context.files(record).images();
     let staged = image.clone();
     let staging = blocking(move || images.stage(&staged)).await?;
 
     context.faults.reach(Step::PauseFreeze).await?;
-    let engine = context.engine.as_ref();
     *still_since = Some(Instant::now());
     timings.of("freeze", engine.freeze(execution)).await?;
     context.faults.reach(Step::PauseCheckpoint).await?;
@@ -172,11 +178,15 @@ async fn save_disk(
     }: &mut Progress,
 ) -> Result<(), Cause> {
     context.faults.reach(Step::PausePrepare).await?;
+    let engine = context.engine.as_ref();
+    // What the host can write back it does at one go, the guest file by file.
+    let written = engine.sync_disk(execution);
+    timings.of("write-back", written).await?;
     // Without memory, whatever the guest has not written back is lost: no agent, no pause.
-    let prepared = timings.of("prepare", prepare(context, record, execution));
+    let by_guest = PrepareRequest::default();
+    let prepared = timings.of("prepare", prepare(context, record, execution, &by_guest));
     prepared.await?;
     context.faults.reach(Step::PauseFreeze).await?;
-    let engine = context.engine.as_ref();
     *still_since = Some(Instant::now());
     timings.of("freeze", engine.freeze(execution)).await?;
     context.faults.reach(Step::PauseSync).await?;
@@ -185,19 +195,28 @@ async fn save_disk(
     Ok(())
 }
 
-async fn prepare(context: &Context, record: &Record, execution: &ExecutionId) -> Result<(), Cause> {
-    let reply = prepare_agent(context, execution).await?;
+async fn prepare(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    request: &PrepareRequest,
+) -> Result<(), Cause> {
+    let reply = prepare_agent(context, execution, request).await?;
     if reply.pre_pause_hooks > 0 {
         hooks::before_pause(context, record, execution).await?;
         // What the hooks wrote.
-        prepare_agent(context, execution).await?;
+        prepare_agent(context, execution, request).await?;
     }
     Ok(())
 }
 
-async fn prepare_agent(context: &Context, execution: &ExecutionId) -> Result<PrepareReply, Cause> {
+async fn prepare_agent(
+    context: &Context,
+    execution: &ExecutionId,
+    request: &PrepareRequest,
+) -> Result<PrepareReply, Cause> {
     let limit = context.settings.agent_prepare_timeout;
-    match tokio::time::timeout(limit, context.guest(execution).prepare()).await {
+    match tokio::time::timeout(limit, context.guest(execution).prepare(request)).await {
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(error)) => Err(Cause::AgentSilent(error.to_string())),
         Err(_) => Err(Cause::AgentSilent(format!("no answer within {limit:?}"))),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_api::PrepareRequest;
 use engine::{Engine, EngineError, ExecutionId, ExecutionSpec, Limits, NetworkPolicy, StartFrom};
 use serde::{Deserialize, Serialize};
 use snapshot::{EngineIdentity, ImageError, ImageId, Images, Subject};
@@ -258,7 +259,9 @@ async fn snapshot(
 ) -> Result<ImageId, TemplateError> {
     let guest = Guest::new(Arc::clone(engine), execution.clone());
     wait_for_agent(&guest).await?;
-    guest.prepare().await.map_err(TemplateError::Agent)?;
+    let prepare = PrepareRequest::default();
+    let prepared = guest.prepare(&prepare).await;
+    prepared.map_err(TemplateError::Agent)?;
     engine.freeze(execution).await?;
     let image = ImageId::random();
     let staging = Images::new(partial.join("images")).stage(&image)?;

@@ -184,6 +184,7 @@ async fn the_deadline_kills_or_pauses_and_time_spent_paused_costs_nothing() {
 #[tokio::test]
 async fn a_pause_that_fails_at_any_step_leaves_the_sandbox_running_and_nothing_behind() {
     let calls = [
+        Call::WriteBack,
         Call::Freeze,
         Call::Checkpoint,
         Call::CheckpointNoSpace,
