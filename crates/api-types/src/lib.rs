@@ -23,6 +23,6 @@ pub use request::{
     NewSnapshot, PauseSandbox, ResumeSandbox, RollbackSandbox, SetTimeout,
 };
 pub use response::{
-    Fork, ListedSandbox, PauseMode, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout,
-    SandboxState, SnapshotInfo, StorageUse, VolumeMount,
+    Fork, ListedSandbox, PauseMode, Sandbox, SandboxDetail, SandboxLifecycle, SandboxNetwork,
+    SandboxOnTimeout, SandboxState, SnapshotInfo, StorageUse, VolumeMount,
 };

@@ -56,12 +56,13 @@ pub struct AutoResume {
     pub enabled: bool,
 }
 
-/// Network rules of a new sandbox. None of them is supported yet: each field must be absent, `null`
-/// or empty (`allowPublicTraffic` may be true).
+/// Network rules of a new sandbox. Only `allowPublicTraffic` is supported yet: every other field must be
+/// absent, `null` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewSandboxNetwork {
-    /// Whether user ports are open to everyone. False is not supported.
+    /// Whether ports other than the agent's are open to everybody. False: requests must bring the
+    /// `trafficAccessToken` of the answer in header `E2b-Traffic-Access-Token`. Default: true.
     pub allow_public_traffic: Option<bool>,
     /// Not supported.
     #[schema(value_type = Option<String>)]

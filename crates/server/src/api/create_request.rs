@@ -22,6 +22,7 @@ pub(super) fn create_request(
         Some(given) => seconds("timeout", given)?,
     };
     let lifecycle = lifecycle(&body)?;
+    let private_ports = private_ports(&body)?;
     refuse_unsupported(&body)?;
     Ok(CreateRequest {
         template,
@@ -30,6 +31,7 @@ pub(super) fn create_request(
         metadata: body.metadata.unwrap_or_default(),
         env_vars: body.env_vars.unwrap_or_default(),
         allow_internet_access: body.allow_internet_access,
+        private_ports,
     })
 }
 
@@ -94,11 +96,22 @@ fn lifecycle(body: &NewSandbox) -> Result<Lifecycle, ApiError> {
     })
 }
 
+/// Upstream has no private ports without a secured agent. Every agent is secured here, but a client
+/// that says otherwise expects the refusal.
+fn private_ports(body: &NewSandbox) -> Result<bool, ApiError> {
+    let network = body.network.as_ref();
+    let private = network.and_then(|network| network.allow_public_traffic) == Some(false);
+    if private && body.secure == Some(false) {
+        return Err(ApiError::PrivateNotSecure);
+    }
+    Ok(private)
+}
+
 /// Refuses by name what would otherwise be accepted and ignored. `mcp` is not among it: it is opaque
 /// to upstream's server too, the SDK acts on it.
 fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
     let NewSandboxNetwork {
-        allow_public_traffic,
+        allow_public_traffic: _,
         mask_request_host,
         allow_out,
         deny_out,
@@ -107,10 +120,8 @@ fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
         dns_servers,
         https_ports,
     } = body.network.clone().unwrap_or_default();
-    let private = allow_public_traffic == Some(false);
     let fields = [
         ("iam", means_something(body.iam.as_ref())),
-        ("network.allowPublicTraffic", private),
         (
             "network.maskRequestHost",
             means_something(mask_request_host.as_ref()),
@@ -208,10 +219,6 @@ mod tests {
             (r#""network":{"denyOut":["0.0.0.0/0"]}"#, "network.denyOut"),
             (r#""network":{"allowOut":["1.1.1.1"]}"#, "network.allowOut"),
             (
-                r#""network":{"allowPublicTraffic":false}"#,
-                "network.allowPublicTraffic",
-            ),
-            (
                 r#""network":{"maskRequestHost":"x"}"#,
                 "network.maskRequestHost",
             ),
@@ -233,6 +240,23 @@ mod tests {
                 "{field}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn private_ports_need_a_client_that_has_the_token_of_the_agent() {
+        let private = r#""network":{"allowPublicTraffic":false}"#;
+        for secure in ["", r#","secure":true"#, r#","secure":null"#] {
+            let body = format!(r#"{{"templateID":"base",{private}{secure}}}"#);
+            assert!(from(&body).unwrap().private_ports, "{body}");
+        }
+        let body = format!(r#"{{"templateID":"base",{private},"secure":false}}"#);
+        let told = from(&body).unwrap_err().to_string();
+        let expected = "You cannot create a sandbox without public access unless you enable secure \
+                        envd access via 'secure' flag.";
+        assert_eq!(told, expected);
+        let public =
+            r#"{"templateID":"base","secure":false,"network":{"allowPublicTraffic":true}}"#;
+        assert!(!from(public).unwrap().private_ports);
     }
 
     #[test]

@@ -24,6 +24,12 @@ pub enum ApiError {
     /// something.
     #[error("'{0}' is not supported by this server")]
     Unsupported(&'static str),
+    /// `allowPublicTraffic: false` with `secure: false`. Upstream's very words.
+    #[error(
+        "You cannot create a sandbox without public access unless you enable secure envd access via \
+         'secure' flag."
+    )]
+    PrivateNotSecure,
     /// Neither an id nor an old `<id>-<client id>`.
     #[error("validation error: '{0}' is not a sandbox id")]
     BadSandboxId(String),
@@ -73,9 +79,10 @@ enum Retry {
 impl ApiError {
     fn answer(&self) -> (StatusCode, Retry) {
         match self {
-            Self::Validation(_) | Self::Unsupported(_) | Self::BadSandboxId(_) => {
-                (StatusCode::BAD_REQUEST, Retry::Unsaid)
-            }
+            Self::Validation(_)
+            | Self::Unsupported(_)
+            | Self::PrivateNotSecure
+            | Self::BadSandboxId(_) => (StatusCode::BAD_REQUEST, Retry::Unsaid),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, Retry::Unsaid),
             Self::NoSuchRoute(_) | Self::NotImplemented(_) => {
                 (StatusCode::NOT_FOUND, Retry::Unsaid)

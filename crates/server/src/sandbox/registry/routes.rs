@@ -23,6 +23,7 @@ impl Sandboxes {
             State::Running { execution } if !published.ended.is_cancelled() => Ok(Route {
                 guest: self.context.guest(execution),
                 ended: published.ended.clone(),
+                ingress: published.record.spec.ingress.clone(),
             }),
             State::Running { .. }
             | State::Pausing { .. }
