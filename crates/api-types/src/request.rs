@@ -56,17 +56,17 @@ pub struct AutoResume {
     pub enabled: bool,
 }
 
-/// Network rules of a new sandbox. Only `allowPublicTraffic` is supported yet: every other field must be
-/// absent, `null` or empty.
+/// Network rules of a new sandbox. What concerns traffic from the sandbox is not supported yet: those
+/// fields must be absent, `null` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewSandboxNetwork {
     /// Whether ports other than the agent's are open to everybody. False: requests must bring the
     /// `trafficAccessToken` of the answer in header `E2b-Traffic-Access-Token`. Default: true.
     pub allow_public_traffic: Option<bool>,
-    /// Not supported.
-    #[schema(value_type = Option<String>)]
-    pub mask_request_host: Option<Value>,
+    /// What services on ports other than the agent's see as `Host`: a host, optionally with a port, in
+    /// which `${PORT}` stands for the port they listen on.
+    pub mask_request_host: Option<String>,
     /// Not supported.
     #[schema(value_type = Option<Vec<String>>)]
     pub allow_out: Option<Value>,

@@ -176,6 +176,10 @@ pub enum PauseMode {
 pub struct SandboxNetwork {
     /// Whether ports other than the agent's are open to everybody.
     pub allow_public_traffic: bool,
+    /// What services see as `Host`. Absent when they see what the client asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub mask_request_host: Option<String>,
 }
 
 /// Standing orders of a sandbox.

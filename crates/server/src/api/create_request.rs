@@ -6,7 +6,7 @@ use api_types::{NewSandbox, NewSandboxNetwork};
 use serde_json::Value;
 
 use super::ApiError;
-use crate::sandbox::{CreateRequest, Lifecycle, OnTimeout, PauseMode};
+use crate::sandbox::{CreateRequest, HostMask, IngressRules, Lifecycle, OnTimeout, PauseMode};
 
 const LONGEST_REFERENCE: usize = 256;
 
@@ -22,7 +22,7 @@ pub(super) fn create_request(
         Some(given) => seconds("timeout", given)?,
     };
     let lifecycle = lifecycle(&body)?;
-    let private_ports = private_ports(&body)?;
+    let ingress = ingress(&body)?;
     refuse_unsupported(&body)?;
     Ok(CreateRequest {
         template,
@@ -31,7 +31,7 @@ pub(super) fn create_request(
         metadata: body.metadata.unwrap_or_default(),
         env_vars: body.env_vars.unwrap_or_default(),
         allow_internet_access: body.allow_internet_access,
-        private_ports,
+        ingress,
     })
 }
 
@@ -96,15 +96,23 @@ fn lifecycle(body: &NewSandbox) -> Result<Lifecycle, ApiError> {
     })
 }
 
-/// Upstream has no private ports without a secured agent. Every agent is secured here, but a client
-/// that says otherwise expects the refusal.
-fn private_ports(body: &NewSandbox) -> Result<bool, ApiError> {
-    let network = body.network.as_ref();
-    let private = network.and_then(|network| network.allow_public_traffic) == Some(false);
+fn ingress(body: &NewSandbox) -> Result<IngressRules, ApiError> {
+    let Some(network) = &body.network else {
+        return Ok(IngressRules::default());
+    };
+    let private = network.allow_public_traffic == Some(false);
+    // Every agent is secured here, but a client that says otherwise expects upstream's refusal.
     if private && body.secure == Some(false) {
         return Err(ApiError::PrivateNotSecure);
     }
-    Ok(private)
+    let host_mask =
+        match network.mask_request_host.as_deref() {
+            None | Some("") => None,
+            Some(text) => Some(HostMask::parse(text).ok_or_else(|| {
+                invalid(&format!("network.maskRequestHost: '{text}' is not a host"))
+            })?),
+        };
+    Ok(IngressRules { private, host_mask })
 }
 
 /// Refuses by name what would otherwise be accepted and ignored. `mcp` is not among it: it is opaque
@@ -112,7 +120,7 @@ fn private_ports(body: &NewSandbox) -> Result<bool, ApiError> {
 fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
     let NewSandboxNetwork {
         allow_public_traffic: _,
-        mask_request_host,
+        mask_request_host: _,
         allow_out,
         deny_out,
         egress_proxy,
@@ -122,10 +130,6 @@ fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
     } = body.network.clone().unwrap_or_default();
     let fields = [
         ("iam", means_something(body.iam.as_ref())),
-        (
-            "network.maskRequestHost",
-            means_something(mask_request_host.as_ref()),
-        ),
         ("network.allowOut", means_something(allow_out.as_ref())),
         ("network.denyOut", means_something(deny_out.as_ref())),
         (
@@ -198,7 +202,7 @@ mod tests {
         for field in [
             r#""network":{}"#,
             r#""network":null"#,
-            r#""network":{"allowOut":[],"denyOut":null,"rules":{},"allowPublicTraffic":true}"#,
+            r#""network":{"allowOut":[],"denyOut":null,"rules":{},"allowPublicTraffic":true,"maskRequestHost":""}"#,
             r#""secure":false"#,
             r#""mcp":{"any":1}"#,
             r#""iam":{"tokens":{}}"#,
@@ -218,10 +222,6 @@ mod tests {
         for (field, name) in [
             (r#""network":{"denyOut":["0.0.0.0/0"]}"#, "network.denyOut"),
             (r#""network":{"allowOut":["1.1.1.1"]}"#, "network.allowOut"),
-            (
-                r#""network":{"maskRequestHost":"x"}"#,
-                "network.maskRequestHost",
-            ),
             (r#""network":{"rules":{"a.b":[{}]}}"#, "network.rules"),
             (
                 r#""network":{"egressProxy":{"address":"h:1"}}"#,
@@ -247,7 +247,7 @@ mod tests {
         let private = r#""network":{"allowPublicTraffic":false}"#;
         for secure in ["", r#","secure":true"#, r#","secure":null"#] {
             let body = format!(r#"{{"templateID":"base",{private}{secure}}}"#);
-            assert!(from(&body).unwrap().private_ports, "{body}");
+            assert!(from(&body).unwrap().ingress.private, "{body}");
         }
         let body = format!(r#"{{"templateID":"base",{private},"secure":false}}"#);
         let told = from(&body).unwrap_err().to_string();
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(told, expected);
         let public =
             r#"{"templateID":"base","secure":false,"network":{"allowPublicTraffic":true}}"#;
-        assert!(!from(public).unwrap().private_ports);
+        assert!(!from(public).unwrap().ingress.private);
     }
 
     #[test]
@@ -269,6 +269,7 @@ mod tests {
             r#""templateID":"b","timeout":0"#,
             r#""templateID":"b","timeout":-1"#,
             r#""templateID":"b","autoPauseMemory":false"#,
+            r#""templateID":"b","network":{"maskRequestHost":"a b"}"#,
             r#""templateID":"b","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}"#,
         ] {
             let error = from(&format!("{{{fields}}}")).unwrap_err();

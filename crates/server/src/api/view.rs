@@ -108,6 +108,10 @@ fn pause_mode(mode: PauseMode) -> api_types::PauseMode {
 fn network(ingress: &Ingress) -> Option<SandboxNetwork> {
     (*ingress != Ingress::default()).then(|| SandboxNetwork {
         allow_public_traffic: ingress.traffic_token.is_none(),
+        mask_request_host: ingress
+            .host_mask
+            .as_ref()
+            .map(|mask| mask.as_str().to_owned()),
     })
 }
 

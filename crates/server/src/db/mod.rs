@@ -37,8 +37,7 @@ CREATE UNIQUE INDEX snapshot_names ON snapshots (name, tag) WHERE usage = 'liste
 
 /// From version 1: sandboxes have rules for their ports, which are open in those that are there. The
 /// tables are the same; the version keeps older builds, which know no such rules, from opening private ports.
-const TO_VERSION_2: &str =
-    "UPDATE sandboxes SET spec = json_set(spec, '$.ingress', json('{\"traffic_token\":null}'));";
+const TO_VERSION_2: &str = "UPDATE sandboxes SET spec = json_set(spec, '$.ingress', json('{}'));";
 
 /// A failed use of the journal.
 #[derive(Debug, thiserror::Error)]

@@ -55,7 +55,7 @@ pub use event::{Event, EventKind, Events};
 pub use faults::{Fault, Faults, InjectedFault, Step};
 pub use hooks::{HookFailure, HookSettings};
 pub use id::SandboxId;
-pub use ingress::Ingress;
+pub use ingress::{HostMask, Ingress, IngressRules};
 pub(crate) use memory::host_memory;
 pub use record::{Record, Run, SandboxSpec};
 pub use registry::{Connected, ExportError, Parts, Sandboxes};

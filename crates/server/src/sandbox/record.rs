@@ -33,7 +33,7 @@ pub struct SandboxSpec {
     pub access_token: String,
     /// As given at create.
     pub allow_internet_access: Option<bool>,
-    /// Who may reach its ports.
+    /// Rules for its ports.
     pub ingress: Ingress,
     /// Standing orders.
     pub lifecycle: Lifecycle,

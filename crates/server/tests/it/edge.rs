@@ -612,6 +612,40 @@ async fn private_ports_are_for_those_with_the_token_of_that_sandbox() {
 }
 
 #[tokio::test]
+async fn services_see_the_host_that_was_asked_for_at_create() {
+    let server = Served::start().await;
+    let id = server
+        .create(r#","network":{"maskRequestHost":"a.example:${PORT}"}"#)
+        .await;
+    let detail = server.api(&format!("GET /sandboxes/{id}"), "").await.json();
+    let network =
+        serde_json::json!({"allowPublicTraffic": true, "maskRequestHost": "a.example:${PORT}"});
+    assert_eq!(detail["network"], network);
+    let echo = service(async |stream, head| answer_with(stream, &head).await).await;
+    server.place.host.serve(8080, echo);
+    server.place.host.serve(AGENT, echo);
+    let asked = format!("host: 8080-{id}.localhost");
+    let host = asked.trim_start_matches("host: ");
+    // Nobody outside can pretend to have been forwarded.
+    let headers = [("host", host), ("x-forwarded-host", "forged.example")];
+    let seen = server
+        .send("GET /", &headers, "")
+        .await
+        .text()
+        .to_lowercase();
+    assert!(seen.contains("\r\nhost: a.example:8080\r\n"), "{seen}");
+    assert!(
+        seen.contains(&format!("\r\nx-forwarded-{asked}\r\n")),
+        "{seen}"
+    );
+    assert!(!seen.contains("forged"), "{seen}");
+    let agent = server.inside(&id, AGENT, "GET /x").await;
+    let seen = agent.text().to_lowercase();
+    assert!(seen.contains("\r\nhost: localhost:"), "{seen}");
+    assert!(!seen.contains("x-forwarded-host"), "{seen}");
+}
+
+#[tokio::test]
 async fn one_with_private_ports_that_traffic_cannot_wake_is_not_told_of() {
     let server = Served::start().await;
     let id = server

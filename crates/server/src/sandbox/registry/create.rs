@@ -65,7 +65,7 @@ impl Sandboxes {
             env_vars: request.env_vars,
             access_token: crate::random::hex(32),
             allow_internet_access: request.allow_internet_access,
-            ingress: Ingress::new(request.private_ports),
+            ingress: Ingress::new(request.ingress),
             lifecycle: request.lifecycle,
             create_timeout: request.timeout,
         };
