@@ -127,7 +127,11 @@ impl Forwarder {
                 .await
                 .map_err(|_| EdgeError::PortClosed)?,
         };
-        let handshake = http1::handshake(TokioIo::new(stream));
+        // Upstream's edge writes names of headers like `Content-Type`, and there are programs that know
+        // no other spelling.
+        let handshake = http1::Builder::new()
+            .title_case_headers(true)
+            .handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(upstream)?;
         let ended = route.ended.clone();
         self.tasks.spawn(async move {
