@@ -87,6 +87,31 @@ pub struct NewSandboxNetwork {
     pub https_ports: Option<Value>,
 }
 
+/// Network rules that replace those of a sandbox. None can be changed yet: each field must be absent,
+/// `null`, empty, or what it is already.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateNetwork {
+    /// Whether the sandbox may open connections to the internet. Omitted means true.
+    #[serde(rename = "allow_internet_access")]
+    pub allow_internet_access: Option<bool>,
+    /// Not supported.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub allow_out: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub deny_out: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Object>)]
+    pub egress_proxy: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Object>)]
+    pub rules: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub dns_servers: Option<Value>,
+}
+
 /// How to connect to a sandbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConnectSandbox {

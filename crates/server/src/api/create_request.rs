@@ -148,7 +148,7 @@ fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
 }
 
 /// Whether a value says more than its absence would.
-fn means_something(value: Option<&Value>) -> bool {
+pub(super) fn means_something(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => false,
         Some(Value::Array(items)) => !items.is_empty(),

@@ -24,6 +24,9 @@ pub enum ApiError {
     /// something.
     #[error("'{0}' is not supported by this server")]
     Unsupported(&'static str),
+    /// Something else is asked for than at create, where alone it can be chosen.
+    #[error("'{0}' can only be chosen when a sandbox is created")]
+    FixedAtCreate(&'static str),
     /// `allowPublicTraffic: false` with `secure: false`. Upstream's very words.
     #[error(
         "You cannot create a sandbox without public access unless you enable secure envd access via \
@@ -81,6 +84,7 @@ impl ApiError {
         match self {
             Self::Validation(_)
             | Self::Unsupported(_)
+            | Self::FixedAtCreate(_)
             | Self::PrivateNotSecure
             | Self::BadSandboxId(_) => (StatusCode::BAD_REQUEST, Retry::Unsaid),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, Retry::Unsaid),
