@@ -102,7 +102,7 @@ impl Proxy {
     /// The way to a sandbox that runs, resuming it first if its owner wants traffic to do that.
     async fn way_in(&self, target: &Target, headers: &HeaderMap) -> Result<Route, EdgeError> {
         let sandboxes = &self.state.sandboxes;
-        match sandboxes.route(&target.id) {
+        match sandboxes.route_when_settled(&target.id).await {
             Ok(way) => {
                 admit(target, headers, &way.ingress)?;
                 return Ok(way);

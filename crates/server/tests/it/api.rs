@@ -595,10 +595,11 @@ async fn traffic_waits_for_a_sandbox_that_is_being_snapshotted() {
     crate::support::eventually("the seal to begin", || server.place.faults_left() == 0).await;
     let view = server.sandboxes.get(&id).unwrap();
     assert_eq!(view.state, server::sandbox::PublicState::Running);
-    // It stays there for good, so a request waits instead of being told that there is nothing.
-    let waiting = tokio::time::timeout(
-        Duration::from_millis(300),
-        server.inside(&id, 8080, "GET /"),
-    );
-    assert!(waiting.await.is_err(), "traffic must wait");
+    // It stays there for good, so a request waits instead of being told that there is nothing. One to
+    // the agent needs no token for that, as signed file URLs have none: it wakes nobody.
+    for (port, line) in [(8080, "GET /"), (49983, "GET /files?path=a")] {
+        let request = server.inside(&id, port, line);
+        let waiting = tokio::time::timeout(Duration::from_millis(300), request);
+        assert!(waiting.await.is_err(), "traffic to {port} must wait");
+    }
 }
