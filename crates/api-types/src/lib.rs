@@ -20,9 +20,9 @@ pub use history::{
 };
 pub use request::{
     AutoResume, ConnectSandbox, ExtendTimeout, ForkSandbox, NewSandbox, NewSandboxNetwork,
-    NewSnapshot, PauseSandbox, ResumeSandbox, RollbackSandbox, SetTimeout,
+    NewSnapshot, PauseSandbox, ResumeSandbox, RollbackSandbox, SetTimeout, UpdateNetwork,
 };
 pub use response::{
-    Fork, ListedSandbox, PauseMode, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout,
-    SandboxState, SnapshotInfo, StorageUse, VolumeMount,
+    Fork, ListedSandbox, PauseMode, Sandbox, SandboxDetail, SandboxLifecycle, SandboxNetwork,
+    SandboxOnTimeout, SandboxState, SnapshotInfo, StorageUse, VolumeMount,
 };

@@ -56,16 +56,17 @@ pub struct AutoResume {
     pub enabled: bool,
 }
 
-/// Network rules of a new sandbox. None of them is supported yet: each field must be absent, `null`
-/// or empty (`allowPublicTraffic` may be true).
+/// Network rules of a new sandbox. What concerns traffic from the sandbox is not supported yet: those
+/// fields must be absent, `null` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewSandboxNetwork {
-    /// Whether user ports are open to everyone. False is not supported.
+    /// Whether ports other than the agent's are open to everybody. False: requests must bring the
+    /// `trafficAccessToken` of the answer in header `E2b-Traffic-Access-Token`. Default: true.
     pub allow_public_traffic: Option<bool>,
-    /// Not supported.
-    #[schema(value_type = Option<String>)]
-    pub mask_request_host: Option<Value>,
+    /// What services on ports other than the agent's see as `Host`: a host, optionally with a port, in
+    /// which `${PORT}` stands for the port they listen on.
+    pub mask_request_host: Option<String>,
     /// Not supported.
     #[schema(value_type = Option<Vec<String>>)]
     pub allow_out: Option<Value>,
@@ -84,6 +85,31 @@ pub struct NewSandboxNetwork {
     /// Not supported.
     #[schema(value_type = Option<Vec<i32>>)]
     pub https_ports: Option<Value>,
+}
+
+/// Network rules that replace those of a sandbox. None can be changed yet: each field must be absent,
+/// `null`, empty, or what it is already.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateNetwork {
+    /// Whether the sandbox may open connections to the internet. Omitted means true.
+    #[serde(rename = "allow_internet_access")]
+    pub allow_internet_access: Option<bool>,
+    /// Not supported.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub allow_out: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub deny_out: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Object>)]
+    pub egress_proxy: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Object>)]
+    pub rules: Option<Value>,
+    /// Not supported.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub dns_servers: Option<Value>,
 }
 
 /// How to connect to a sandbox.

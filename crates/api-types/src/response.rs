@@ -28,6 +28,15 @@ pub struct Sandbox {
     /// Token that the agent asks for (header `X-Access-Token`), the same for the sandbox's whole life.
     #[serde(rename = "envdAccessToken")]
     pub envd_access_token: String,
+    /// What requests to all other ports must bring in header `E2b-Traffic-Access-Token`, the same for the
+    /// sandbox's whole life. Absent when they are open to everybody.
+    #[serde(
+        rename = "trafficAccessToken",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(nullable = false)]
+    pub traffic_access_token: Option<String>,
     /// Domain under which the ports of the sandbox are reached: `<port>-<sandboxID>.<domain>`.
     pub domain: String,
 }
@@ -74,6 +83,10 @@ pub struct SandboxDetail {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub allow_internet_access: Option<bool>,
+    /// What was asked for when the sandbox was created. Absent when that is what all sandboxes have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub network: Option<SandboxNetwork>,
     /// Domain under which the ports of the sandbox are reached.
     pub domain: String,
     /// What happens at the deadline and on traffic to the paused sandbox.
@@ -155,6 +168,18 @@ pub enum PauseMode {
     Full,
     /// Files only.
     Filesystem,
+}
+
+/// Network rules of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxNetwork {
+    /// Whether ports other than the agent's are open to everybody.
+    pub allow_public_traffic: bool,
+    /// What services see as `Host`. Absent when they see what the client asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub mask_request_host: Option<String>,
 }
 
 /// Standing orders of a sandbox.

@@ -6,7 +6,7 @@ use api_types::{NewSandbox, NewSandboxNetwork};
 use serde_json::Value;
 
 use super::ApiError;
-use crate::sandbox::{CreateRequest, Lifecycle, OnTimeout, PauseMode};
+use crate::sandbox::{CreateRequest, HostMask, IngressRules, Lifecycle, OnTimeout, PauseMode};
 
 const LONGEST_REFERENCE: usize = 256;
 
@@ -22,6 +22,7 @@ pub(super) fn create_request(
         Some(given) => seconds("timeout", given)?,
     };
     let lifecycle = lifecycle(&body)?;
+    let ingress = ingress(&body)?;
     refuse_unsupported(&body)?;
     Ok(CreateRequest {
         template,
@@ -30,6 +31,7 @@ pub(super) fn create_request(
         metadata: body.metadata.unwrap_or_default(),
         env_vars: body.env_vars.unwrap_or_default(),
         allow_internet_access: body.allow_internet_access,
+        ingress,
     })
 }
 
@@ -94,12 +96,31 @@ fn lifecycle(body: &NewSandbox) -> Result<Lifecycle, ApiError> {
     })
 }
 
+fn ingress(body: &NewSandbox) -> Result<IngressRules, ApiError> {
+    let Some(network) = &body.network else {
+        return Ok(IngressRules::default());
+    };
+    let private = network.allow_public_traffic == Some(false);
+    // Every agent is secured here, but a client that says otherwise expects upstream's refusal.
+    if private && body.secure == Some(false) {
+        return Err(ApiError::PrivateNotSecure);
+    }
+    let host_mask =
+        match network.mask_request_host.as_deref() {
+            None | Some("") => None,
+            Some(text) => Some(HostMask::parse(text).ok_or_else(|| {
+                invalid(&format!("network.maskRequestHost: '{text}' is not a host"))
+            })?),
+        };
+    Ok(IngressRules { private, host_mask })
+}
+
 /// Refuses by name what would otherwise be accepted and ignored. `mcp` is not among it: it is opaque
 /// to upstream's server too, the SDK acts on it.
 fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
     let NewSandboxNetwork {
-        allow_public_traffic,
-        mask_request_host,
+        allow_public_traffic: _,
+        mask_request_host: _,
         allow_out,
         deny_out,
         egress_proxy,
@@ -107,14 +128,8 @@ fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
         dns_servers,
         https_ports,
     } = body.network.clone().unwrap_or_default();
-    let private = allow_public_traffic == Some(false);
     let fields = [
         ("iam", means_something(body.iam.as_ref())),
-        ("network.allowPublicTraffic", private),
-        (
-            "network.maskRequestHost",
-            means_something(mask_request_host.as_ref()),
-        ),
         ("network.allowOut", means_something(allow_out.as_ref())),
         ("network.denyOut", means_something(deny_out.as_ref())),
         (
@@ -133,7 +148,7 @@ fn refuse_unsupported(body: &NewSandbox) -> Result<(), ApiError> {
 }
 
 /// Whether a value says more than its absence would.
-fn means_something(value: Option<&Value>) -> bool {
+pub(super) fn means_something(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => false,
         Some(Value::Array(items)) => !items.is_empty(),
@@ -187,7 +202,7 @@ mod tests {
         for field in [
             r#""network":{}"#,
             r#""network":null"#,
-            r#""network":{"allowOut":[],"denyOut":null,"rules":{},"allowPublicTraffic":true}"#,
+            r#""network":{"allowOut":[],"denyOut":null,"rules":{},"allowPublicTraffic":true,"maskRequestHost":""}"#,
             r#""secure":false"#,
             r#""mcp":{"any":1}"#,
             r#""iam":{"tokens":{}}"#,
@@ -207,14 +222,6 @@ mod tests {
         for (field, name) in [
             (r#""network":{"denyOut":["0.0.0.0/0"]}"#, "network.denyOut"),
             (r#""network":{"allowOut":["1.1.1.1"]}"#, "network.allowOut"),
-            (
-                r#""network":{"allowPublicTraffic":false}"#,
-                "network.allowPublicTraffic",
-            ),
-            (
-                r#""network":{"maskRequestHost":"x"}"#,
-                "network.maskRequestHost",
-            ),
             (r#""network":{"rules":{"a.b":[{}]}}"#, "network.rules"),
             (
                 r#""network":{"egressProxy":{"address":"h:1"}}"#,
@@ -236,6 +243,23 @@ mod tests {
     }
 
     #[test]
+    fn private_ports_need_a_client_that_has_the_token_of_the_agent() {
+        let private = r#""network":{"allowPublicTraffic":false}"#;
+        for secure in ["", r#","secure":true"#, r#","secure":null"#] {
+            let body = format!(r#"{{"templateID":"base",{private}{secure}}}"#);
+            assert!(from(&body).unwrap().ingress.private, "{body}");
+        }
+        let body = format!(r#"{{"templateID":"base",{private},"secure":false}}"#);
+        let told = from(&body).unwrap_err().to_string();
+        let expected = "You cannot create a sandbox without public access unless you enable secure \
+                        envd access via 'secure' flag.";
+        assert_eq!(told, expected);
+        let public =
+            r#"{"templateID":"base","secure":false,"network":{"allowPublicTraffic":true}}"#;
+        assert!(!from(public).unwrap().ingress.private);
+    }
+
+    #[test]
     fn what_is_wrong_is_a_validation_error() {
         for fields in [
             r#""templateID":"""#,
@@ -245,6 +269,7 @@ mod tests {
             r#""templateID":"b","timeout":0"#,
             r#""templateID":"b","timeout":-1"#,
             r#""templateID":"b","autoPauseMemory":false"#,
+            r#""templateID":"b","network":{"maskRequestHost":"a b"}"#,
             r#""templateID":"b","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}"#,
         ] {
             let error = from(&format!("{{{fields}}}")).unwrap_err();

@@ -24,6 +24,15 @@ pub enum ApiError {
     /// something.
     #[error("'{0}' is not supported by this server")]
     Unsupported(&'static str),
+    /// Something else is asked for than at create, where alone it can be chosen.
+    #[error("'{0}' can only be chosen when a sandbox is created")]
+    FixedAtCreate(&'static str),
+    /// `allowPublicTraffic: false` with `secure: false`. Upstream's very words.
+    #[error(
+        "You cannot create a sandbox without public access unless you enable secure envd access via \
+         'secure' flag."
+    )]
+    PrivateNotSecure,
     /// Neither an id nor an old `<id>-<client id>`.
     #[error("validation error: '{0}' is not a sandbox id")]
     BadSandboxId(String),
@@ -73,9 +82,11 @@ enum Retry {
 impl ApiError {
     fn answer(&self) -> (StatusCode, Retry) {
         match self {
-            Self::Validation(_) | Self::Unsupported(_) | Self::BadSandboxId(_) => {
-                (StatusCode::BAD_REQUEST, Retry::Unsaid)
-            }
+            Self::Validation(_)
+            | Self::Unsupported(_)
+            | Self::FixedAtCreate(_)
+            | Self::PrivateNotSecure
+            | Self::BadSandboxId(_) => (StatusCode::BAD_REQUEST, Retry::Unsaid),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, Retry::Unsaid),
             Self::NoSuchRoute(_) | Self::NotImplemented(_) => {
                 (StatusCode::NOT_FOUND, Retry::Unsaid)

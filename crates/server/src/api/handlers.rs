@@ -193,7 +193,7 @@ pub(super) async fn resume(
     if let Some(auto_pause) = body.auto_pause {
         let now = state.sandboxes.get(&id)?.lifecycle.on_timeout;
         if auto_pause != matches!(now, OnTimeout::Pause(_)) {
-            return Err(ApiError::Unsupported("autoPause"));
+            return Err(ApiError::FixedAtCreate("autoPause"));
         }
     }
     let timeout = given.unwrap_or(TIMEOUT_V1);

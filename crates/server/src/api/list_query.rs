@@ -277,6 +277,7 @@ mod tests {
             metadata: BTreeMap::from([("id".into(), id.into())]),
             access_token: String::new(),
             allow_internet_access: None,
+            ingress: Default::default(),
             lifecycle: Lifecycle {
                 on_timeout: OnTimeout::Kill,
                 auto_resume: false,

@@ -16,6 +16,7 @@ mod extract;
 mod handlers;
 mod history;
 mod list_query;
+mod network;
 mod openapi;
 pub(crate) mod query;
 mod router;

@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{events, handlers, history, snapshots, transfers};
+use super::{events, handlers, history, network, snapshots, transfers};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,6 +29,7 @@ use super::{events, handlers, history, snapshots, transfers};
         handlers::resume,
         handlers::set_timeout,
         handlers::extend,
+        network::update,
         snapshots::create,
         snapshots::list,
         snapshots::delete,

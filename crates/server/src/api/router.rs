@@ -5,16 +5,17 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, delete, get, on, post};
+use axum::routing::{MethodFilter, delete, get, on, post, put};
 use http::header::CONTENT_TYPE;
 use tower::ServiceExt;
 
-use super::{ApiError, HttpState, cors, events, handlers, history, openapi, snapshots, transfers};
+use super::{
+    ApiError, HttpState, cors, events, handlers, history, network, openapi, snapshots, transfers,
+};
 
 /// Operations that upstream has and this server has not; docs/api.md tells more. Any other unknown
 /// path is not upstream's either.
 const NOT_IMPLEMENTED: &[&str] = &[
-    "PUT /sandboxes/{sandboxID}/network",
     "GET /templates",
     "POST /templates",
     "GET /v2/templates",
@@ -132,6 +133,7 @@ fn routes() -> Router<HttpState> {
             "/sandboxes/{sandboxID}/timeout",
             post(handlers::set_timeout),
         )
+        .route("/sandboxes/{sandboxID}/network", put(network::update))
         .route("/sandboxes/{sandboxID}/refreshes", post(handlers::extend))
         .route("/sandboxes/{sandboxID}/snapshots", post(snapshots::create))
         .route("/sandboxes/{sandboxID}/fork", post(snapshots::fork))

@@ -1,11 +1,11 @@
 //! From what the sandbox module shows to what clients see.
 
 use api_types::{
-    ListedSandbox, Sandbox, SandboxDetail, SandboxLifecycle, SandboxOnTimeout, SandboxState,
-    SnapshotInfo, StorageUse,
+    ListedSandbox, Sandbox, SandboxDetail, SandboxLifecycle, SandboxNetwork, SandboxOnTimeout,
+    SandboxState, SnapshotInfo, StorageUse,
 };
 
-use crate::sandbox::{Lifecycle, OnTimeout, PauseMode, PublicState, SandboxView, Storage};
+use crate::sandbox::{Ingress, Lifecycle, OnTimeout, PauseMode, PublicState, SandboxView, Storage};
 use crate::snapshots::{Snapshot, SnapshotName};
 
 /// Old clients refuse a sandbox without one; it means nothing.
@@ -19,6 +19,7 @@ pub(super) fn sandbox(view: SandboxView, domain: &str) -> Sandbox {
         envd_version: agent_api::ENVD_VERSION.to_owned(),
         alias: view.alias,
         envd_access_token: view.access_token,
+        traffic_access_token: view.ingress.traffic_token,
         // Without a domain SDKs fall back to E2B's cloud and send it the token.
         domain: domain.to_owned(),
     }
@@ -40,6 +41,7 @@ pub(super) fn detail(view: SandboxView, domain: &str) -> SandboxDetail {
         metadata: view.metadata,
         envd_access_token: view.access_token,
         allow_internet_access: view.allow_internet_access,
+        network: network(&view.ingress),
         domain: domain.to_owned(),
         lifecycle: lifecycle(view.lifecycle),
         pause_mode: view.pause_mode.map(pause_mode),
@@ -100,6 +102,17 @@ fn pause_mode(mode: PauseMode) -> api_types::PauseMode {
         PauseMode::Full => api_types::PauseMode::Full,
         PauseMode::Filesystem => api_types::PauseMode::Filesystem,
     }
+}
+
+/// `None` for the default: clients would take a `network` without anything in it for a setting.
+fn network(ingress: &Ingress) -> Option<SandboxNetwork> {
+    (*ingress != Ingress::default()).then(|| SandboxNetwork {
+        allow_public_traffic: ingress.traffic_token.is_none(),
+        mask_request_host: ingress
+            .host_mask
+            .as_ref()
+            .map(|mask| mask.as_str().to_owned()),
+    })
 }
 
 fn lifecycle(lifecycle: Lifecycle) -> SandboxLifecycle {

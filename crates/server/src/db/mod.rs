@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::Connection;
 
 /// Version of the tables, in SQLite's `user_version`.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE sandboxes (
@@ -34,6 +34,10 @@ CREATE TABLE snapshots (
 ) STRICT;
 CREATE UNIQUE INDEX snapshot_names ON snapshots (name, tag) WHERE usage = 'listed';
 ";
+
+/// From version 1: sandboxes have rules for their ports, which are open in those that are there. The
+/// tables are the same; the version keeps older builds, which know no such rules, from opening private ports.
+const TO_VERSION_2: &str = "UPDATE sandboxes SET spec = json_set(spec, '$.ingress', json('{}'));";
 
 /// A failed use of the journal.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +80,14 @@ impl Db {
         if version > SCHEMA_VERSION {
             return Err(DbError::Newer(version));
         }
-        if version == 0 {
+        let step = match version {
+            0 => Some(SCHEMA),
+            1 => Some(TO_VERSION_2),
+            _ => None,
+        };
+        if let Some(step) = step {
             let transaction = connection.transaction()?;
-            transaction.execute_batch(SCHEMA)?;
+            transaction.execute_batch(step)?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             transaction.commit()?;
         }

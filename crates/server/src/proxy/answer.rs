@@ -26,6 +26,10 @@ pub(super) enum EdgeError {
     PortClosed,
     /// Resuming by traffic needs the agent's token in `X-Access-Token`.
     AccessToken,
+    /// Its ports are private, and the request has no traffic token.
+    TrafficTokenMissing,
+    /// Its ports are private, and the request has another traffic token.
+    TrafficTokenInvalid,
     /// It could not be resumed.
     Resume(SandboxError),
     /// The connection inside broke before an answer came.
@@ -70,6 +74,18 @@ impl EdgeError {
                 StatusCode::FORBIDDEN,
                 "The sandbox is paused; resuming it needs its token in header 'x-access-token'",
                 "Missing Access Token",
+            ),
+            Self::TrafficTokenMissing => (
+                StatusCode::FORBIDDEN,
+                "Sandbox is secured with traffic access token. Token header \
+                 'e2b-traffic-access-token' is missing",
+                "Missing Traffic Access Token",
+            ),
+            Self::TrafficTokenInvalid => (
+                StatusCode::FORBIDDEN,
+                "Sandbox is secured with traffic access token. Provided token in header \
+                 'e2b-traffic-access-token' is invalid",
+                "Invalid Traffic Access Token",
             ),
             Self::Resume(error) => return resume_failed(error, target, browser),
             Self::Upstream(cause) => {

@@ -84,7 +84,14 @@ impl Forwarder {
         let protocol = headers::upgrade(request.headers())
             .filter(|_| version == Version::HTTP_11 && port != ENVD_PORT);
         let switch = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
-        let request = to_upstream(request, protocol);
+        let mut request = to_upstream(request, protocol);
+        let mask = route.ingress.host_mask.as_ref();
+        if let Some(host) = mask
+            .filter(|_| port != ENVD_PORT)
+            .and_then(|m| m.host(port))
+        {
+            mask_host(request.headers_mut(), host);
+        }
 
         // A connection for each request: one that was used may be closed by its peer in the very moment it
         // is used again, and a request that has left must not be sent twice.
@@ -120,7 +127,11 @@ impl Forwarder {
                 .await
                 .map_err(|_| EdgeError::PortClosed)?,
         };
-        let handshake = http1::handshake(TokioIo::new(stream));
+        // Upstream's edge writes names of headers like `Content-Type`, and there are programs that know
+        // no other spelling.
+        let handshake = http1::Builder::new()
+            .title_case_headers(true)
+            .handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(upstream)?;
         let ended = route.ended.clone();
         self.tasks.spawn(async move {
@@ -159,6 +170,14 @@ fn to_upstream(request: Request<Incoming>, protocol: Option<HeaderValue>) -> Req
         headers::set_upgrade(&mut parts.headers, protocol);
     }
     Request::from_parts(parts, Body::new(body))
+}
+
+/// Shows a service another host than the one asked for, which it still gets told.
+fn mask_host(headers: &mut HeaderMap, host: HeaderValue) {
+    headers.remove("x-forwarded-host");
+    if let Some(asked) = headers.insert(HOST, host) {
+        headers.insert("x-forwarded-host", asked);
+    }
 }
 
 /// HTTP/2 clients may send cookies one by one, which HTTP/1.1 does not allow.

@@ -32,7 +32,9 @@ use self::forward::Forwarder;
 use self::route::{Refusal, Target};
 use self::signature::SignedFile;
 use crate::api::HttpState;
-use crate::sandbox::{PauseMode, Route, SandboxError};
+use crate::sandbox::{Ingress, PauseMode, PublicState, Route, SandboxError};
+
+const TRAFFIC_TOKEN_HEADER: &str = "e2b-traffic-access-token";
 
 /// The edge.
 #[derive(Clone)]
@@ -100,8 +102,11 @@ impl Proxy {
     /// The way to a sandbox that runs, resuming it first if its owner wants traffic to do that.
     async fn way_in(&self, target: &Target, headers: &HeaderMap) -> Result<Route, EdgeError> {
         let sandboxes = &self.state.sandboxes;
-        match sandboxes.route(&target.id) {
-            Ok(way) => return Ok(way),
+        match sandboxes.route_when_settled(&target.id).await {
+            Ok(way) => {
+                admit(target, headers, &way.ingress)?;
+                return Ok(way);
+            }
             Err(SandboxError::NotFound(_)) => return Err(EdgeError::NotFound),
             Err(_) => {}
         }
@@ -122,9 +127,28 @@ impl Proxy {
                 EdgeError::NotFound
             });
         }
+        if let Err(refused) = admit(target, headers, &view.ingress) {
+            let shown = view.state == PublicState::Running || view.lifecycle.auto_resume;
+            return Err(if shown { refused } else { EdgeError::NotFound });
+        }
         sandboxes
             .route_or_resume(&target.id)
             .await
             .map_err(EdgeError::Resume)
+    }
+}
+
+/// Lets a request in by the rules for ports. The agent asks for a token of its own.
+fn admit(target: &Target, headers: &HeaderMap, ingress: &Ingress) -> Result<(), EdgeError> {
+    let Some(token) = &ingress.traffic_token else {
+        return Ok(());
+    };
+    if target.port == ENVD_PORT {
+        return Ok(());
+    }
+    match headers.get(TRAFFIC_TOKEN_HEADER) {
+        None => Err(EdgeError::TrafficTokenMissing),
+        Some(given) if signature::same(given.as_bytes(), token.as_bytes()) => Ok(()),
+        Some(_) => Err(EdgeError::TrafficTokenInvalid),
     }
 }

@@ -16,7 +16,7 @@ use super::context::Context;
 use super::create;
 use super::memory::is_memory_available;
 use super::state::State;
-use super::{Disks, Lifecycle, OnTimeout, Record, Run, SandboxId, SandboxSpec, kill};
+use super::{Disks, Ingress, Lifecycle, OnTimeout, Record, Run, SandboxId, SandboxSpec, kill};
 use crate::template::Template;
 
 /// The creates of this time before now say how many are kept ready.
@@ -184,6 +184,7 @@ impl Pool {
             env_vars: Default::default(),
             access_token: crate::random::hex(32),
             allow_internet_access: None,
+            ingress: Ingress::default(),
             lifecycle: Lifecycle {
                 on_timeout: OnTimeout::Kill,
                 auto_resume: false,

@@ -10,7 +10,7 @@ use snapshot::ImageId;
 use time::OffsetDateTime;
 
 use super::state::{Before, DiskReason, PauseTarget, RollbackStep, Saved, SnapshotStep, State};
-use super::{Disks, Lifecycle, PauseMode, PublicState, SandboxId, SandboxView};
+use super::{Disks, Ingress, Lifecycle, PauseMode, PublicState, SandboxId, SandboxView};
 
 /// Everything fixed at create; carried unchanged through every pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub struct SandboxSpec {
     pub access_token: String,
     /// As given at create.
     pub allow_internet_access: Option<bool>,
+    /// Rules for its ports.
+    pub ingress: Ingress,
     /// Standing orders.
     pub lifecycle: Lifecycle,
     /// Timeout given at create, which an auto-resume uses again.
@@ -149,6 +151,7 @@ impl Record {
             metadata: self.spec.metadata.clone(),
             access_token: self.spec.access_token.clone(),
             allow_internet_access: self.spec.allow_internet_access,
+            ingress: self.spec.ingress.clone(),
             lifecycle: self.spec.lifecycle,
         })
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::SandboxId;
+use super::{Ingress, IngressRules, SandboxId};
 use crate::guest::Guest;
 use crate::snapshots::{SnapshotName, SnapshotUse};
 
@@ -94,6 +94,8 @@ pub struct CreateRequest {
     pub env_vars: BTreeMap<String, String>,
     /// As given; `None` means allowed.
     pub allow_internet_access: Option<bool>,
+    /// Rules for its ports.
+    pub ingress: IngressRules,
 }
 
 /// One consistent look at a sandbox.
@@ -129,6 +131,8 @@ pub struct SandboxView {
     pub access_token: String,
     /// As given at create.
     pub allow_internet_access: Option<bool>,
+    /// Rules for its ports.
+    pub ingress: Ingress,
     /// Standing orders.
     pub lifecycle: Lifecycle,
 }
@@ -140,4 +144,6 @@ pub struct Route {
     pub guest: Guest,
     /// Fires when this run ends (pause, kill, loss): every stream must then be cut hard.
     pub ended: CancellationToken,
+    /// Rules for its ports.
+    pub ingress: Ingress,
 }

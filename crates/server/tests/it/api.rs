@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::Value;
-use server::sandbox::{Fault, Step};
+use server::sandbox::{Fault, SandboxId, Step};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -218,6 +218,43 @@ async fn errors_have_a_code_and_a_message_whatever_is_asked() {
     }
     let large = format!(r#"{{"templateID":"{}"}}"#, "a".repeat(17 << 20));
     assert_error(&server.api("POST /sandboxes", &large).await, 413, "larger");
+}
+
+#[tokio::test]
+async fn network_rules_are_refused_by_name_and_not_as_an_unknown_sandbox() {
+    let server = Served::start().await;
+    let open = server.create("").await;
+    let closed = server.create(r#","allow_internet_access":false"#).await;
+    let put = async |id: &SandboxId, body: &str| {
+        server
+            .api(&format!("PUT /sandboxes/{id}/network"), body)
+            .await
+    };
+    for nothing in [
+        "",
+        "{}",
+        r#"{"allow_internet_access":true,"denyOut":[],"rules":{}}"#,
+    ] {
+        assert_eq!(put(&open, nothing).await.status, StatusCode::NO_CONTENT);
+    }
+    let same = r#"{"allow_internet_access":false}"#;
+    assert_eq!(put(&closed, same).await.status, StatusCode::NO_CONTENT);
+    let unknown = SandboxId::parse("unknown").unwrap();
+    for (body, field) in [
+        (r#"{"denyOut":["8.8.8.8"]}"#, "'denyOut'"),
+        (r#"{"allowOut":["8.8.8.8"]}"#, "'allowOut'"),
+        (r#"{"rules":{"a.b":[{}]}}"#, "'rules'"),
+    ] {
+        assert_error(&put(&open, body).await, 400, field);
+        assert_error(&put(&unknown, body).await, 400, field);
+    }
+    let fixed = "'allow_internet_access' can only be chosen when";
+    assert_error(&put(&open, same).await, 400, fixed);
+    // Nothing said means open, which it is not.
+    assert_error(&put(&closed, "{}").await, 400, fixed);
+    assert_error(&put(&unknown, "{}").await, 404, "unknown");
+    server.post(&open, "pause", "").await;
+    assert_error(&put(&open, "{}").await, 404, "paused");
 }
 
 #[tokio::test]
@@ -558,10 +595,11 @@ async fn traffic_waits_for_a_sandbox_that_is_being_snapshotted() {
     crate::support::eventually("the seal to begin", || server.place.faults_left() == 0).await;
     let view = server.sandboxes.get(&id).unwrap();
     assert_eq!(view.state, server::sandbox::PublicState::Running);
-    // It stays there for good, so a request waits instead of being told that there is nothing.
-    let waiting = tokio::time::timeout(
-        Duration::from_millis(300),
-        server.inside(&id, 8080, "GET /"),
-    );
-    assert!(waiting.await.is_err(), "traffic must wait");
+    // It stays there for good, so a request waits instead of being told that there is nothing. One to
+    // the agent needs no token for that, as signed file URLs have none: it wakes nobody.
+    for (port, line) in [(8080, "GET /"), (49983, "GET /files?path=a")] {
+        let request = server.inside(&id, port, line);
+        let waiting = tokio::time::timeout(Duration::from_millis(300), request);
+        assert!(waiting.await.is_err(), "traffic to {port} must wait");
+    }
 }

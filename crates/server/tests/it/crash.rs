@@ -493,3 +493,47 @@ fn an_execution_that_dies_after_a_crash_in_a_restart_is_started_again() {
     let next = Server::start(&place);
     after_a_crashed_snapshot(&place, &next, &source, Step::ResumeAgent);
 }
+
+/// As version 1 wrote it: nothing about ports.
+fn make_journal_old(place: &Place) {
+    let journal = rusqlite::Connection::open(place.data_dir().join("sandbase.db")).unwrap();
+    let changed = journal
+        .execute(
+            "UPDATE sandboxes SET spec = json_remove(spec, '$.ingress')",
+            [],
+        )
+        .unwrap();
+    assert_eq!(changed, 2);
+    journal.pragma_update(None, "user_version", 1).unwrap();
+}
+
+#[test]
+fn a_journal_of_version_1_is_taken_over_and_then_closed_to_older_builds() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let (running, paused) = server.runtime.block_on(async {
+        let paused = create(&server.sandboxes).await;
+        assert!(place.host.step(&place.execution()));
+        server.sandboxes.pause(&paused, FULL).await.unwrap();
+        (create(&server.sandboxes).await, paused)
+    });
+    server.kill();
+    make_journal_old(&place);
+    let next = Server::start(&place);
+    next.settled(&running, PublicState::Running);
+    next.settled(&paused, PublicState::Paused);
+    for id in [&running, &paused] {
+        assert_eq!(
+            next.sandboxes.get(id).unwrap().ingress.traffic_token,
+            None,
+            "its ports are as open as before"
+        );
+    }
+    next.runtime.block_on(async {
+        let connect = next.sandboxes.connect(&paused, MINUTE, ResumeFrom::Saved);
+        assert_eq!(connect.await.unwrap().0.state, PublicState::Running);
+    });
+    let journal = rusqlite::Connection::open(place.data_dir().join("sandbase.db")).unwrap();
+    let version = journal.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+    assert_eq!(version, Ok(2));
+}

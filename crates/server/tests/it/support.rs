@@ -253,6 +253,7 @@ pub(crate) fn request() -> CreateRequest {
         metadata: BTreeMap::from([("job".to_owned(), "42".to_owned())]),
         env_vars: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
         allow_internet_access: None,
+        ingress: Default::default(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::sandbox::driver::{Message, Request, Work};
 use crate::sandbox::pool::Prepared;
 use crate::sandbox::state::State;
 use crate::sandbox::{
-    CreateRequest, Disks, Record, Run, SandboxError, SandboxId, SandboxSpec, SandboxView,
+    CreateRequest, Disks, Ingress, Record, Run, SandboxError, SandboxId, SandboxSpec, SandboxView,
     SnapshotRequest, rollback,
 };
 use crate::snapshots::SnapshotUse;
@@ -65,6 +65,7 @@ impl Sandboxes {
             env_vars: request.env_vars,
             access_token: crate::random::hex(32),
             allow_internet_access: request.allow_internet_access,
+            ingress: Ingress::new(request.ingress),
             lifecycle: request.lifecycle,
             create_timeout: request.timeout,
         };
@@ -206,6 +207,7 @@ impl Sandboxes {
         let copies = futures_util::stream::iter(0..count).map(|_| {
             let spec = SandboxSpec {
                 access_token: crate::random::hex(32),
+                ingress: spec.ingress.for_another(),
                 ..spec.clone()
             };
             self.create_from(Origin::Snapshot(lease.clone()), spec)

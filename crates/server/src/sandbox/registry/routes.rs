@@ -23,6 +23,7 @@ impl Sandboxes {
             State::Running { execution } if !published.ended.is_cancelled() => Ok(Route {
                 guest: self.context.guest(execution),
                 ended: published.ended.clone(),
+                ingress: published.record.spec.ingress.clone(),
             }),
             State::Running { .. }
             | State::Pausing { .. }
@@ -43,7 +44,7 @@ impl Sandboxes {
 
     /// Like [`route`](Self::route), but waits for a sandbox that is being snapshotted or rolled back
     /// and runs again in a moment.
-    async fn route_when_settled(&self, id: &SandboxId) -> Result<Route, SandboxError> {
+    pub async fn route_when_settled(&self, id: &SandboxId) -> Result<Route, SandboxError> {
         let mut published = match self.route(id) {
             Err(SandboxError::Busy(_)) => self.find(id)?.published,
             other => return other,
