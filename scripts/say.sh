@@ -34,6 +34,8 @@ timed() {
             sleep 30 &
             sleeping=$!
             wait "$sleeping"
+            # Ctrl-C ends the script, but not what it has in the background.
+            kill -0 $$ 2>/dev/null || exit
             note "still at it after $((SECONDS - begin)) s"
         done
     ) &

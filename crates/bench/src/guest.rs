@@ -114,15 +114,15 @@ impl Held {
                     sum,
                 });
             }
-            match stream.next(Duration::from_millis(100)).await? {
-                Next::Silent | Next::Event(Event::KeepAlive) => {}
-                other => {
-                    return Err(Problem::Broken(format!(
-                        "a process with {mib} MiB of memory did not stay ({other:?}); sandboxes \
-                         of this server may have less"
-                    )));
-                }
-            }
+            let end = match stream.next(Duration::from_millis(100)).await? {
+                Next::Silent | Next::Event(Event::KeepAlive) => continue,
+                Next::Event(Event::End { exit_code: -1 }) => "a signal ended it".to_owned(),
+                other => format!("{other:?}"),
+            };
+            return Err(Problem::Broken(format!(
+                "a process with {mib} MiB of memory did not stay: {end}. Sandboxes of this server \
+                 may have less: see sandbox.memory_mib there, or --sizes here"
+            )));
         }
     }
 

@@ -34,8 +34,9 @@ pub struct Options {
     pub transfer_mib: usize,
     /// After this the server's pools are full again.
     pub pool_time: Duration,
-    /// The server keeps what was paused in memory for this long; zero: it does not.
-    pub warm_time: Duration,
+    /// The server keeps what was paused in memory for this long; zero: it does not. `None`: nobody
+    /// knows, so nothing is called a connect from disk.
+    pub warm_time: Option<Duration>,
     /// Floors; `None`: the server is elsewhere, or there is no engine to drive.
     pub floor: Option<FloorOptions>,
     /// The server's data directory, when it is on this machine.
@@ -112,13 +113,11 @@ impl Bench {
             }
         }
         (self.listener)(Progress::End);
-        let scratch = match &self.options.floor {
-            Some(floor) => floor.scratch.clone(),
-            None => std::env::temp_dir(),
-        };
+        let floor = self.options.floor.as_ref().map(|floor| &floor.scratch);
+        let directory = floor.or(self.options.data_dir.as_ref());
         Report {
             server: self.options.target.url.clone(),
-            machine: Machine::this(&scratch),
+            machine: Machine::this(directory.map(PathBuf::as_path)),
             started_at: rfc3339(started_at),
             seconds: started.elapsed().as_secs_f64(),
             rounds: self.options.rounds,
@@ -208,7 +207,7 @@ mod tests {
             idle_time: Duration::from_secs(1),
             transfer_mib: 1,
             pool_time: Duration::ZERO,
-            warm_time: Duration::ZERO,
+            warm_time: None,
             floor: None,
             data_dir: None,
         }

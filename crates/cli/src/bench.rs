@@ -59,9 +59,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     pool_secs: f64,
     /// Seconds that the server keeps paused sandboxes in memory; the bench waits as long before it
-    /// connects from disk. 0: the server has no warm tier.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
-    warm_secs: f64,
+    /// connects from disk. 0: the server has no warm tier. Without it, no connect from disk is
+    /// measured.
+    #[arg(long, value_name = "SECONDS")]
+    warm_secs: Option<f64>,
     /// Also write the report as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -111,7 +112,10 @@ impl Arguments {
             idle_time: Duration::from_secs(self.idle_secs),
             transfer_mib: self.transfer_mib,
             pool_time: seconds(self.pool_secs, "--pool-secs")?,
-            warm_time: seconds(self.warm_secs, "--warm-secs")?,
+            warm_time: self
+                .warm_secs
+                .map(|time| seconds(time, "--warm-secs"))
+                .transpose()?,
             floor,
             data_dir: self.data_dir.clone(),
         })

@@ -1,6 +1,6 @@
 //! Pauses and connects by the memory that is resident, beside checkpoints and restores of as much.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use e2b_client::{Problem, Sandbox};
 
@@ -55,12 +55,16 @@ struct Pair<'a> {
 /// measured.
 pub(super) async fn run(bench: &Bench, board: &mut Board) -> Result<(), Problem> {
     let unit = Unit::Milliseconds;
-    let mut images = vec![Image::Disk];
-    if !bench.options.warm_time.is_zero() {
-        images.insert(0, Image::Warm);
+    let mut images = Vec::new();
+    if bench.options.warm_time != Some(Duration::ZERO) {
+        images.push(Image::Warm);
     }
-    if bench.page_cache().is_some() {
-        images.push(Image::Cold);
+    // Without knowing when the server lets go of memory, who can tell that it came from disk?
+    if bench.options.warm_time.is_some() {
+        images.push(Image::Disk);
+        if bench.page_cache().is_some() {
+            images.push(Image::Cold);
+        }
     }
     let sizes = &bench.options.sizes;
     for (id, what) in [
@@ -158,7 +162,7 @@ impl<'a> Pair<'a> {
             container.delete().await?;
         }
         if image != Image::Warm {
-            tokio::time::sleep(options.warm_time).await;
+            tokio::time::sleep(options.warm_time.unwrap_or_default()).await;
         }
         self.drop_cache(image).await?;
         let begin = Instant::now();

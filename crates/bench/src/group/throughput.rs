@@ -72,7 +72,7 @@ async fn batch_of(bench: &Bench, board: &mut Board, many: usize) -> Result<(), P
     try_join_all(sandboxes.iter().map(|sandbox| pause(api, sandbox))).await?;
     board.note(&format!("pauses-{many}"), per_one(begin, many));
 
-    tokio::time::sleep(bench.options.warm_time).await;
+    tokio::time::sleep(bench.options.warm_time.unwrap_or_default()).await;
     let begin = Instant::now();
     let connects = try_join_all(sandboxes.iter().map(|sandbox| connect(api, sandbox))).await?;
     note_batch(board, "connect", many, begin, connects.into_iter());

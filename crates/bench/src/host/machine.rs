@@ -17,13 +17,15 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// Release of the kernel.
     pub kernel: String,
-    /// File system of the directory that floors work in.
-    pub file_system: String,
+    /// File system of the directory that floors work in, else of the server's data; `None` when
+    /// neither is known to be here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<String>,
 }
 
 impl Machine {
     /// This one; what cannot be read is `unknown`.
-    pub(crate) fn this(scratch: &Path) -> Self {
+    pub(crate) fn this(directory: Option<&Path>) -> Self {
         let unknown = || "unknown".to_owned();
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let value = |text: &str, key: &str| {
@@ -40,7 +42,9 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             memory_bytes: memory.unwrap_or(0),
             kernel: kernel.trim().to_owned(),
-            file_system: file_system(scratch, &read("/proc/self/mounts")).unwrap_or_else(unknown),
+            file_system: directory.map(|directory| {
+                file_system(directory, &read("/proc/self/mounts")).unwrap_or_else(unknown)
+            }),
         }
     }
 }
@@ -62,9 +66,13 @@ impl fmt::Display for Machine {
         let gib = self.memory_bytes as f64 / f64::from(1 << 30);
         write!(
             text,
-            "{} cores of {}, {gib:.0} GiB, Linux {}, {}",
-            self.cores, self.processor, self.kernel, self.file_system
-        )
+            "{} cores of {}, {gib:.0} GiB, Linux {}",
+            self.cores, self.processor, self.kernel
+        )?;
+        match &self.file_system {
+            Some(file_system) => write!(text, ", {file_system}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -39,7 +39,7 @@ fn a_bench_measures_every_row_beside_its_floor_and_removes_what_it_made() {
         .client("bench")
         .args(["--rounds", "2", "--sizes", "0,64", "--at-once", "1,4"])
         .args(["--idle", "2", "--idle-secs", "1", "--transfer-mib", "8"])
-        .args(["--pool-secs", "0.1", "--only"])
+        .args(["--pool-secs", "0.1", "--warm-secs", "0", "--only"])
         .arg("create,pause,throughput,command,transfer,idle,storage")
         .arg("--runsc")
         .arg(provided(
