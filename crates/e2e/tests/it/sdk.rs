@@ -140,6 +140,28 @@ fn an_orderly_stop_leaves_running_sandboxes_to_the_next_server() {
 }
 
 #[test]
+fn sandboxes_go_on_when_the_data_directory_is_moved() {
+    let mut server = Server::start("");
+    let ids = [(); 3].map(|()| {
+        server
+            .run("leave_running.py", &["create"])
+            .trim()
+            .to_owned()
+    });
+    let [running, frozen_later, paused] = &ids;
+    server.verb(&["sandbox", "pause", paused]).unwrap();
+    server.stop();
+    server.move_data_dir();
+    server.restart();
+    server.run("leave_running.py", &["check", running, "running"]);
+    server.verb(&["sandbox", "pause", frozen_later]).unwrap();
+    for id in [frozen_later, paused] {
+        server.run("leave_running.py", &["check", id, "paused"]);
+    }
+    server.assert_nothing_left();
+}
+
+#[test]
 fn an_orderly_stop_pauses_running_sandboxes_where_that_is_wanted() {
     let mut server = Server::start("[sandbox]\non_shutdown = \"pause\"");
     let id = server.run("leave_running.py", &["create"]);

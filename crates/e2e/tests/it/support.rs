@@ -50,9 +50,10 @@ pub(crate) fn provided(variable: &str, default: &str) -> PathBuf {
 
 /// See the engine's `paths.rs`.
 fn tag_of(data_dir: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    let canonical = data_dir.canonicalize().unwrap();
-    blake3::hash(canonical.as_os_str().as_bytes()).to_hex()[..8].to_owned()
+    use std::os::unix::fs::MetadataExt;
+    let data = data_dir.metadata().unwrap();
+    let place = [data.dev().to_le_bytes(), data.ino().to_le_bytes()].concat();
+    blake3::hash(&place).to_hex()[..8].to_owned()
 }
 
 fn run_dir(data_dir: &Path) -> PathBuf {
@@ -187,6 +188,17 @@ impl Server {
             process: None,
             _alone: alone,
         }
+    }
+
+    /// Gives the data directory of a server that is stopped another name.
+    pub(crate) fn move_data_dir(&mut self) {
+        let to = self.folder.path().join("moved");
+        std::fs::rename(&self.data_dir, &to).unwrap();
+        let file = self.folder.path().join("config.toml");
+        let config = std::fs::read_to_string(&file).unwrap();
+        let moved = config.replace(self.data_dir.to_str().unwrap(), to.to_str().unwrap());
+        std::fs::write(file, moved).unwrap();
+        self.data_dir = to;
     }
 
     /// Starts the server again on the same data directory.

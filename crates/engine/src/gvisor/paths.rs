@@ -1,11 +1,14 @@
 //! Where everything of this data directory lives on the host.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Config;
 use crate::{BuildId, ExecutionId};
 
+const RUN_DIR: &str = "/run/sandbase";
 /// Claims of network slots, shared by all servers of this machine.
 pub(super) const SLOT_CLAIMS: &str = "/run/sandbase/slots";
 /// Where `ip netns` keeps names, so that people can look into a sandbox's network with it.
@@ -14,7 +17,8 @@ const NETNS_DIR: &str = "/run/netns";
 /// Names and places derived from the data directory.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {
-    /// Eight hex digits that tell servers with different data directories apart.
+    /// Eight hex digits that tell servers with different data directories apart, and stay the same when
+    /// one is moved.
     pub(super) tag: String,
     engines: PathBuf,
     run: PathBuf,
@@ -23,15 +27,11 @@ pub(super) struct Paths {
 impl Paths {
     /// Derives the names. The data directory must exist.
     pub(super) fn new(config: &Config) -> io::Result<Self> {
-        use std::os::unix::ffi::OsStrExt;
         let data = config.data_dir.canonicalize()?;
-        let mut tag = blake3::hash(data.as_os_str().as_bytes())
-            .to_hex()
-            .to_string();
-        tag.truncate(8);
+        let tag = tag(&data)?;
         let run = match &config.run_dir {
             Some(run) => run.clone(),
-            None => Path::new("/run/sandbase").join(&tag),
+            None => Path::new(RUN_DIR).join(&tag),
         };
         Ok(Self {
             tag,
@@ -168,4 +168,21 @@ impl ExecutionDir {
     pub(super) fn panic_log(&self) -> PathBuf {
         self.0.join("panic.log")
     }
+}
+
+/// By the directory itself, not by its path: that changes when it is moved, and servers in containers
+/// may have the same one while they share the host's cgroups. A host that restarts may number its
+/// devices otherwise, but then nothing carries a tag any more.
+fn tag(data: &Path) -> io::Result<String> {
+    let short = |bytes: &[u8]| blake3::hash(bytes).to_hex()[..8].to_owned();
+    // How it was before. Only what an earlier server left running still has such a tag.
+    let by_path = short(data.as_os_str().as_bytes());
+    let left = std::fs::read_dir(Path::new(RUN_DIR).join(&by_path).join("executions"));
+    if left.is_ok_and(|mut entries| entries.next().is_some()) {
+        return Ok(by_path);
+    }
+    let data = data.metadata()?;
+    Ok(short(
+        &[data.dev().to_le_bytes(), data.ino().to_le_bytes()].concat(),
+    ))
 }
