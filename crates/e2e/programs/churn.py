@@ -2,17 +2,24 @@
 every failure that nothing the server confirmed is lost.
 
     churn.py STOP_FILE      runs until STOP_FILE exists
+
+Memory may be given up when the server is killed while a guest starts, but never without saying so.
 """
 
+import json
 import os
 import random
 import sys
 import time
+import urllib.request
 import uuid
 
-from e2b import Sandbox, SandboxNotFoundException, SandboxQuery
+from e2b import NotFoundException, Sandbox, SandboxNotFoundException, SandboxQuery
 
 RECOVERY_LIMIT = 90
+# In no file of the disk.
+IN_MEMORY = "/dev/shm/mark"
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Stopped(Exception):
@@ -22,7 +29,7 @@ class Stopped(Exception):
 def ask(call):
     try:
         return call()
-    except SandboxNotFoundException:
+    except NotFoundException:
         raise
     except Exception as error:
         raise Stopped(repr(error)) from error
@@ -44,8 +51,10 @@ class Churn:
     def __init__(self):
         self.sandbox = None
         self.confirmed = {}
+        self.remembered = None
         self.rounds = 0
         self.snapshots = 0
+        self.forgotten = 0
 
     def create(self):
         mark = uuid.uuid4().hex
@@ -57,6 +66,7 @@ class Churn:
             self.kill_marked({"mark": mark})
             return
         self.confirmed = {}
+        self.remembered = None
 
     def kill_marked(self, metadata):
         query = SandboxQuery(metadata=metadata)
@@ -67,6 +77,10 @@ class Churn:
         name, content = f"file-{len(self.confirmed)}", uuid.uuid4().hex
         ask(lambda: self.sandbox.files.write(name, content))
         self.confirmed[name] = content
+        if self.remembered is None:
+            process = ask(lambda: self.sandbox.commands.run("exec sleep 100000", background=True, timeout=0)).pid
+            ask(lambda: self.sandbox.files.write(IN_MEMORY, content, user="root"))
+            self.remembered = content, process
 
     def pause_and_connect(self):
         ask(self.sandbox.pause)
@@ -74,6 +88,7 @@ class Churn:
             self.check_state({"paused"})
         ask(lambda: self.sandbox.connect(timeout=3600))
         self.check_files()
+        self.check_memory()
 
     def snapshot(self):
         """A snapshot that was confirmed has every file, whatever becomes of its source."""
@@ -97,6 +112,29 @@ class Churn:
         for name, content in self.confirmed.items():
             found = ask(lambda: self.sandbox.files.read(name))
             assert found == content, (name, found, content)
+
+    def check_memory(self):
+        """It is there, or its loss is told; then it is written anew."""
+        if self.remembered is None:
+            return
+        content, process = self.remembered
+        try:
+            found = ask(lambda: self.sandbox.files.read(IN_MEMORY, user="root"))
+        except NotFoundException:
+            why = ask(self.memory_lost)
+            assert why, "memory is lost, and nobody says so"
+            self.remembered = None
+            self.forgotten += 1
+            return
+        assert found == content, (found, content)
+        assert process in [each.pid for each in ask(self.sandbox.commands.list)], "the process is gone"
+
+    def memory_lost(self):
+        request = urllib.request.Request(
+            f"{os.environ['E2B_API_URL']}/sandboxes/{self.sandbox.sandbox_id}",
+            headers={"X-API-Key": os.environ["E2B_API_KEY"]})
+        with opener.open(request, timeout=60) as answer:
+            return json.load(answer).get("memoryLost")
 
     def kill(self):
         sandbox, self.sandbox = self.sandbox, None
@@ -146,6 +184,7 @@ class Churn:
         while True:
             try:
                 self.check_files()
+                self.check_memory()
                 return
             except Stopped as error:
                 assert time.monotonic() < deadline, f"stuck: {error}"
@@ -158,4 +197,4 @@ while not os.path.exists(sys.argv[1]):
 if churn.sandbox is not None:
     churn.recover()
     churn.kill()
-print(f"{churn.rounds} rounds, {churn.snapshots} snapshots")
+print(f"{churn.rounds} rounds, {churn.snapshots} snapshots, memory given up {churn.forgotten} times")

@@ -434,12 +434,11 @@ ALL = [Create, Pause, PauseFiles, Connect, Boot, Snapshot, SnapshotOfPaused, For
        KillOfPaused]
 RUNSC = [
     (Create, ["restore"]),
-    (Pause, ["pause", "checkpoint", "delete"]),
+    (Pause, ["checkpoint"]),
     (Connect, ["restore"]),
     (Boot, ["run"]),
-    (Snapshot, ["pause", "checkpoint", "delete", "restore"]),
-    (Rollback, ["delete", "restore"]),
-    (Kill, ["delete"]),
+    (Snapshot, ["checkpoint", "restore"]),
+    (Rollback, ["restore"]),
 ]
 SAMPLE = [
     (Create, "CreateAgent", "kill"),

@@ -380,7 +380,8 @@ impl Server {
     /// After all sandboxes were killed: nothing of them is left on this host.
     pub(crate) fn assert_nothing_left(&self) {
         if self.prepares {
-            // There are sandboxes that nobody made; after the stop there are none.
+            // There are executions of sandboxes that nobody made; after the stop there are none.
+            self.run("kill_all.py", &["none"]);
             return;
         }
         self.wait_for_nothing_left(Serving::Yes);
