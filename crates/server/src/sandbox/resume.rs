@@ -334,30 +334,51 @@ async fn undo(
     if !guest_may_have_run {
         return Outcome::Undone;
     }
-    let images = context.files(record).images();
-    let id = image.clone();
-    let manifest = match blocking(move || images.check(&id)).await {
-        Ok(manifest) => manifest,
-        // An image that cannot be read now stays what is saved: the next resume reports it.
-        Err(_) => return Outcome::Undone,
+    // Not guessed from one error, which may be a lack of descriptors or loop devices for a moment: a
+    // wrong answer gives memory up or puts it over another disk.
+    let comparing = async {
+        let frozen_at = frozen_at(context, record, image).await?;
+        let disk = context.own_disk(record);
+        let changed = until_done("compare a disk with its memory image", || {
+            context.engine.disk_changed_since(&disk, frozen_at)
+        });
+        Ok::<_, ImageError>(changed.await)
     };
-    let frozen_at = u64::try_from(manifest.subject.frozen_at_ns).unwrap_or(0);
-    let frozen_at = SystemTime::UNIX_EPOCH + Duration::from_nanos(frozen_at);
-    // Not guessed from one error, which may be a lack of loop devices for a moment: a wrong answer
-    // gives memory up or puts it over another disk.
-    let disk = context.own_disk(record);
-    let changed = until_done("compare a disk with its memory image", || {
-        context.engine.disk_changed_since(&disk, frozen_at)
-    });
-    match tokio::time::timeout(COMPARE_LIMIT, changed).await {
-        Ok(false) => Outcome::Undone,
-        Ok(true) => Outcome::MemoryStale,
+    match tokio::time::timeout(COMPARE_LIMIT, comparing).await {
+        Ok(Ok(false)) => Outcome::Undone,
+        Ok(Ok(true)) => Outcome::MemoryStale,
+        // If it were mended one day, nothing would tell any more that it fits another disk.
+        Ok(Err(error)) => {
+            tracing::error!(sandbox.id = %record.id, %error, "the disk cannot be compared with its memory image, which is given up");
+            Outcome::MemoryStale
+        }
         // A sandbox must not be stuck: it goes on from its files, and says why.
         Err(_) => {
             tracing::error!(sandbox.id = %record.id, limit = ?COMPARE_LIMIT, "the disk could not be compared with its memory image, which is given up");
             Outcome::MemoryStale
         }
     }
+}
+
+/// When the guest of an image stood still. Asks the manifest alone: whether the rest is whole does not
+/// matter to the disk. Tries again where reading it fails.
+async fn frozen_at(
+    context: &Context,
+    record: &Record,
+    image: &ImageId,
+) -> Result<SystemTime, ImageError> {
+    let read = until_done("read when a memory image was taken", || {
+        let (images, image) = (context.files(record).images(), image.clone());
+        let reading = blocking(move || images.manifest(&image));
+        async {
+            match reading.await {
+                Err(error @ ImageError::Io { .. }) => Err(error),
+                read => Ok(read),
+            }
+        }
+    });
+    let at = read.await?.subject.frozen_at_ns;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(at).unwrap_or(0)))
 }
 
 /// Makes the empty disk that a failed start left missing.
