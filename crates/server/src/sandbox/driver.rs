@@ -325,6 +325,7 @@ impl Driver {
             return Some(());
         }
         self.recovering = false;
+        self.remove_given_up().await;
         self.enter_run();
         let (cause, made) = (self.cause.take(), self.made.take());
         for message in std::mem::take(&mut self.joined) {
@@ -335,6 +336,18 @@ impl Driver {
             self.handle(message).await;
         }
         Some(())
+    }
+
+    /// Memory that was given up would take space until the next start.
+    async fn remove_given_up(&mut self) {
+        let State::Paused { saved } = &self.record.state else {
+            return;
+        };
+        let images = self.context.files(&self.record).images();
+        let keep: Vec<_> = saved.image().into_iter().cloned().collect();
+        if let Err(error) = blocking(move || images.sweep(&keep)).await {
+            tracing::warn!(sandbox.id = %self.record.id, %error, "an image of no use could not be removed");
+        }
     }
 
     /// The sandbox is gone: nobody finds it any more, everybody waiting is told.
