@@ -312,7 +312,10 @@ impl Driver {
                 self.leave(&outcome).await;
                 return None;
             };
-            if matches!(self.record.state, State::Pausing { .. }) {
+            if matches!(
+                self.record.state,
+                State::Pausing { .. } | State::Keeping { .. }
+            ) {
                 record.run.agent_silent = agent_silent;
             }
             if memory_lost.is_some() {

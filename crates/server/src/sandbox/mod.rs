@@ -26,6 +26,7 @@ mod faults;
 mod files;
 mod hooks;
 mod id;
+mod keep;
 mod kill;
 mod launch;
 mod memory;

@@ -75,10 +75,10 @@ pub(super) enum After {
 
 /// What is told of a pause besides its outcome.
 #[derive(Default)]
-struct Progress {
-    timings: Timings,
+pub(super) struct Progress {
+    pub(super) timings: Timings,
     /// When the guest was frozen.
-    still_since: Option<Instant>,
+    pub(super) still_since: Option<Instant>,
 }
 
 /// Whether the agent took part in a pause.
@@ -112,18 +112,13 @@ async fn save_memory(
     execution: &ExecutionId,
     image: &ImageId,
     request: PauseRequest,
-    Progress {
-        timings,
-        still_since,
-    }: &mut Progress,
+    progress: &mut Progress,
 ) -> Result<Agent, Cause> {
-    let resident = context.engine.resident_bytes(execution).await?;
-    context
-        .check_free_space(resident + IMAGE_OVERHEAD_BYTES)
-        .map_err(Cause::NoSpace)?;
+    check_space(context, execution).await?;
     context.faults.reach(Step::PausePrepare).await?;
     let mut agent = Agent::Helped;
-    let prepared = timings.of("prepare", prepare(context, record, execution));
+    let preparing = prepare(context, record, execution);
+    let prepared = progress.timings.of("prepare", preparing);
     if let Err(cause) = prepared.await {
         if request.require_healthy_guest || matches!(cause, Cause::Hook(_)) {
             return Err(cause);
@@ -133,6 +128,21 @@ async fn save_memory(
         tracing::warn!(sandbox.id = %record.id, error = %cause, "pausing without the agent's help");
         agent = Agent::Silent;
     }
+    write_image(context, record, execution, image, progress).await?;
+    Ok(agent)
+}
+
+/// Freezes the guest and commits an image of its memory.
+pub(super) async fn write_image(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+    Progress {
+        timings,
+        still_since,
+    }: &mut Progress,
+) -> Result<(), Cause> {
     let images = context.files(record).images();
     let staged = image.clone();
     let staging = blocking(move || images.stage(&staged)).await?;
@@ -159,7 +169,15 @@ async fn save_memory(
     let committed = blocking(move || staging.commit(identity, subject));
     timings.of("commit", committed).await?;
     tracing::debug!(sandbox.id = %record.id, ?timings, "memory image committed");
-    Ok(agent)
+    Ok(())
+}
+
+/// Whether an image would find room.
+pub(super) async fn check_space(context: &Context, execution: &ExecutionId) -> Result<(), Cause> {
+    let resident = context.engine.resident_bytes(execution).await?;
+    context
+        .check_free_space(resident + IMAGE_OVERHEAD_BYTES)
+        .map_err(Cause::NoSpace)
 }
 
 async fn save_disk(
@@ -215,7 +233,11 @@ fn engine_identity(context: &Context, execution: &ExecutionId) -> Result<EngineI
 
 /// Whether the image got its name although its commit was told as failed, and cannot be taken away
 /// again: then the pause has happened. A crash from here on would find it so.
-async fn committed_all_the_same(context: &Context, record: &Record, target: &PauseTarget) -> bool {
+pub(super) async fn committed_all_the_same(
+    context: &Context,
+    record: &Record,
+    target: &PauseTarget,
+) -> bool {
     let PauseTarget::Memory { image } = target else {
         return false;
     };
@@ -256,7 +278,7 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
 }
 
 /// Everything after the commit: none of it can turn the pause back.
-async fn finish(
+pub(super) async fn finish(
     context: &Context,
     record: &Record,
     execution: &ExecutionId,
