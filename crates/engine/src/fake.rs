@@ -204,6 +204,11 @@ fn failed(step: &str) -> impl Fn(io::Error) -> EngineError {
     }
 }
 
+fn written_since(disk: &Path, instant: SystemTime) -> Result<bool, EngineError> {
+    let metadata = fs::metadata(disk.join(DISK_FILE)).map_err(failed("look at disk"))?;
+    Ok(metadata.modified().map_err(failed("look at disk"))? > instant)
+}
+
 /// A copied disk is as old as what is on it, as a real one is.
 fn keep_times(from: &Path, to: &Path) -> io::Result<()> {
     let modified = fs::metadata(from.join(DISK_FILE))?.modified()?;
@@ -345,8 +350,20 @@ impl Engine for Fake {
         instant: SystemTime,
     ) -> Result<bool, EngineError> {
         self.needs_alone(disk, "comparison");
-        let metadata = fs::metadata(disk.join(DISK_FILE)).map_err(failed("look at disk"))?;
-        Ok(metadata.modified().map_err(failed("look at disk"))? > instant)
+        written_since(disk, instant)
+    }
+
+    async fn has_written_since(
+        &self,
+        id: &ExecutionId,
+        instant: SystemTime,
+    ) -> Result<bool, EngineError> {
+        let (frozen, disk) = self.with(id, |guest| (guest.is_frozen(), guest.disk()))?;
+        if !frozen {
+            self.host
+                .violated(format!("a look at the disk of {id}, which is not frozen"));
+        }
+        written_since(&disk, instant)
     }
 
     /// What lies in the directory of the topmost disk.

@@ -101,6 +101,13 @@ pub trait Engine: Send + Sync + 'static {
         instant: SystemTime,
     ) -> Result<bool, EngineError>;
 
+    /// The same of the own disk of an execution that is frozen: whether it was written after `instant`.
+    async fn has_written_since(
+        &self,
+        id: &ExecutionId,
+        instant: SystemTime,
+    ) -> Result<bool, EngineError>;
+
     /// Opens the files that an execution on these `disks` (topmost first) over these `layers` would
     /// see, to be read and nothing else, also where a disk is damaged. No execution may use the disks
     /// until the answer is dropped, which may block for a moment.

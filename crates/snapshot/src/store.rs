@@ -112,25 +112,24 @@ impl Images {
         self.directory.join(id.as_str())
     }
 
+    /// Reads the manifest and looks at nothing else: what it tells of an image is true whatever became
+    /// of the engine's files.
+    pub fn manifest(&self, id: &ImageId) -> Result<Manifest, ImageError> {
+        let path = self.path(id).join(MANIFEST);
+        match fs::read(&path) {
+            Ok(text) => parse(id, &text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(ImageError::Missing(id.clone()))
+            }
+            Err(source) => Err(io_error("read", &path)(source)),
+        }
+    }
+
     /// Reads the manifest and checks all that can be checked quickly: format, sizes of all files,
     /// hashes of the small ones.
     pub fn check(&self, id: &ImageId) -> Result<Manifest, ImageError> {
         let directory = self.path(id);
-        let path = directory.join(MANIFEST);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(ImageError::Missing(id.clone()));
-            }
-            Err(source) => {
-                return Err(ImageError::Io {
-                    step: "read",
-                    path,
-                    source,
-                });
-            }
-        };
-        let manifest = parse(id, &text)?;
+        let manifest = self.manifest(id)?;
         let damaged = |what: String| ImageError::Damaged {
             id: id.clone(),
             what,

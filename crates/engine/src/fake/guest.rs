@@ -96,6 +96,11 @@ impl FakeGuest {
         self.disks.last().is_some_and(|own| own == disk) && !self.is_dead()
     }
 
+    /// The disk it writes to.
+    pub(super) fn disk(&self) -> PathBuf {
+        self.disks.last().cloned().unwrap_or_default()
+    }
+
     /// Counts on in memory and on disk; false when it cannot execute.
     pub(super) fn step(&mut self) -> bool {
         if self.is_dead() || self.is_frozen() {

@@ -31,6 +31,11 @@ const FORGETTING_LIMIT: Duration = Duration::from_secs(2);
 const WORTH_FORGETTING: u64 = 1 << 20;
 /// The upper directory of the overlay, on a disk.
 pub(super) const UPPER: &str = "upper";
+/// Longer than from the mount of a disk for a start to the look at it after that has failed. A clock that
+/// is set back by less meanwhile hides nothing.
+const LONGEST_START: Duration = Duration::from_secs(20 * 60);
+/// Where the superblock of ext4 begins.
+const SUPERBLOCK: u64 = 1024;
 /// Below this the journal would take most of the disk.
 const SMALLEST: u64 = 16 << 20;
 
@@ -265,7 +270,51 @@ pub(super) fn changed_since(
     instant: SystemTime,
 ) -> Result<bool, EngineError> {
     let step = format!("look for changes on the disk {}", disk.display());
-    inspected(disk, inspect, |target| tree_changed_since(target, instant)).map_err(failed(step))
+    let look = || {
+        // Before it is mounted again.
+        let latest = latest_change(last_mounted(&image(disk))?, SystemTime::now());
+        let since = Since { instant, latest };
+        inspected(disk, inspect, |target| tree_changed_since(target, since))
+    };
+    look().map_err(failed(step))
+}
+
+/// The same of a disk that is mounted for a guest that stands still. All later times count: a change too
+/// many costs a guest nothing here.
+pub(super) fn mounted_changed_since(disk_mount: &Path, instant: SystemTime) -> io::Result<bool> {
+    let latest = None;
+    tree_changed_since(disk_mount, Since { instant, latest })
+}
+
+/// Which change times count.
+#[derive(Clone, Copy, Debug)]
+struct Since {
+    /// Later than this,
+    instant: SystemTime,
+    /// and, if there is such a bound, not later than this.
+    latest: Option<SystemTime>,
+}
+
+impl Since {
+    fn counts(&self, changed: SystemTime) -> bool {
+        changed > self.instant && self.latest.is_none_or(|latest| changed <= latest)
+    }
+}
+
+/// Nothing that was changed since the disk was `mounted` has a later change time than this, by a look at
+/// it `now`: times far ahead are of a clock that was set back before. Without an answer the clock was set
+/// back since, and nothing of the kind can be said.
+fn latest_change(mounted: SystemTime, now: SystemTime) -> Option<SystemTime> {
+    (mounted <= now).then(|| now + LONGEST_START)
+}
+
+/// When a disk was last mounted to be written (`s_mtime` of its superblock), in whole seconds. Holds until
+/// the year 2106.
+fn last_mounted(image: &Path) -> io::Result<SystemTime> {
+    const MOUNTED: u64 = SUPERBLOCK + 0x2c;
+    let mut seconds = [0; 4];
+    File::open(image)?.read_exact_at(&mut seconds, MOUNTED)?;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u32::from_le_bytes(seconds).into()))
 }
 
 /// Has the kernel replay the journal of a disk that was not cleanly unmounted. A sealed mount cannot:
@@ -286,7 +335,6 @@ pub(super) fn settle(disk: &Path, inspect: &Path) -> Result<(), EngineError> {
 
 /// Whether the superblock says that the journal holds something (`EXT4_FEATURE_INCOMPAT_RECOVER`).
 pub(super) fn needs_recovery(image: &Path) -> io::Result<bool> {
-    const SUPERBLOCK: u64 = 1024;
     const INCOMPAT: u64 = SUPERBLOCK + 0x60;
     const RECOVER: u32 = 0x4;
     let mut features = [0; 4];
@@ -309,7 +357,7 @@ fn inspected<T>(
     done
 }
 
-fn tree_changed_since(disk_mount: &Path, instant: SystemTime) -> io::Result<bool> {
+fn tree_changed_since(disk_mount: &Path, since: Since) -> io::Result<bool> {
     let note = Note::read(disk_mount)?;
     let root = disk_mount.join(UPPER);
     let mut pending = vec![root.clone()];
@@ -326,7 +374,7 @@ fn tree_changed_since(disk_mount: &Path, instant: SystemTime) -> io::Result<bool
         if let Some(note) = &note {
             changed = note.changed(disk_mount, &path, changed);
         }
-        if changed > instant {
+        if since.counts(changed) {
             return Ok(true);
         }
         if metadata.is_dir() {
@@ -383,6 +431,56 @@ mod tests {
         open("directory/file").unwrap_err();
         open("directory").unwrap_err();
         open("../outside/file").unwrap_err();
+    }
+
+    #[test]
+    fn change_times_of_a_clock_that_was_ahead_do_not_count() {
+        let at = |minutes: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(60 * minutes);
+        let (instant, now) = (at(1000), at(1010));
+        let counts = |mounted, changed| {
+            let latest = latest_change(mounted, now);
+            Since { instant, latest }.counts(changed)
+        };
+        assert!(!counts(at(1005), at(999)), "before the pause");
+        assert!(counts(at(1005), at(1006)), "by the start that failed");
+        assert!(counts(at(1005), at(1010)), "at this moment");
+        // The clock was two hours ahead when the file was written, before the pause.
+        assert!(!counts(at(1005), at(1120)));
+        // Or it was set back since the start: by little, or so that the mount lies ahead as well.
+        assert!(counts(at(1009), at(1015)));
+        assert!(counts(at(1119), at(1120)));
+    }
+
+    #[test]
+    fn the_time_of_the_last_mount_is_where_ext4_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk");
+        create(&disk, SMALLEST).unwrap();
+        let never = last_mounted(&image(&disk)).unwrap();
+        assert_eq!(never, SystemTime::UNIX_EPOCH);
+        let set = ["-w", "-R", "set_super_value mtime @1700000000"];
+        let done = Command::new("debugfs").args(set).arg(image(&disk)).status();
+        assert!(done.unwrap().success());
+        let expected = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        assert_eq!(last_mounted(&image(&disk)).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_tree_with_files_of_the_future_is_as_old_as_its_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(UPPER)).unwrap();
+        std::fs::write(folder.path().join(UPPER).join("file"), "").unwrap();
+        let written = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        // The clock was an hour ahead of what it is at the look.
+        let (mounted, now) = (written - hour, written - hour);
+        let looked = |latest| {
+            let instant = written - 2 * hour;
+            tree_changed_since(folder.path(), Since { instant, latest }).unwrap()
+        };
+        assert!(!looked(latest_change(mounted, now)));
+        assert!(looked(latest_change(written, now)));
+        assert!(looked(None));
     }
 
     #[test]

@@ -236,6 +236,17 @@ impl Engine for Gvisor {
         blocking(move || disk::changed_since(&disk, &inspect, instant)).await
     }
 
+    async fn has_written_since(
+        &self,
+        id: &ExecutionId,
+        instant: SystemTime,
+    ) -> Result<bool, EngineError> {
+        self.require(id)?;
+        let mount = self.paths.execution(id).disk_mount();
+        let step = format!("look for changes on the disk of {id}");
+        blocking(move || disk::mounted_changed_since(&mount, instant).map_err(failed(step))).await
+    }
+
     async fn open_files(
         &self,
         layers: &[PathBuf],

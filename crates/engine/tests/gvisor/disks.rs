@@ -69,6 +69,9 @@ async fn changes_of_a_disk_are_seen() {
 
     // A guest that only computes leaves the disk as it was.
     let again = host.restore(&spec, &image).await;
+    host.engine.freeze(&again.id).await.unwrap();
+    let written = host.engine.has_written_since(&again.id, instant).await;
+    assert!(!written.unwrap());
     host.engine.destroy(&again.id).await.unwrap();
     assert!(
         !host
@@ -91,6 +94,9 @@ async fn changes_of_a_disk_are_seen() {
         host.engine.start(&spec, StartFrom::Boot).await.unwrap();
         host.answers(&spec.id).await;
         host.run(&spec.id, change).await;
+        host.engine.freeze(&spec.id).await.unwrap();
+        let written = host.engine.has_written_since(&spec.id, before).await;
+        assert!(written.unwrap(), "{change}");
         host.engine.destroy(&spec.id).await.unwrap();
         let changed = host
             .engine

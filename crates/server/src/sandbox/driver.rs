@@ -312,7 +312,10 @@ impl Driver {
                 self.leave(&outcome).await;
                 return None;
             };
-            if matches!(self.record.state, State::Pausing { .. }) {
+            if matches!(
+                self.record.state,
+                State::Pausing { .. } | State::Keeping { .. }
+            ) {
                 record.run.agent_silent = agent_silent;
             }
             if memory_lost.is_some() {
@@ -325,6 +328,7 @@ impl Driver {
             return Some(());
         }
         self.recovering = false;
+        self.remove_given_up().await;
         self.enter_run();
         let (cause, made) = (self.cause.take(), self.made.take());
         for message in std::mem::take(&mut self.joined) {
@@ -335,6 +339,18 @@ impl Driver {
             self.handle(message).await;
         }
         Some(())
+    }
+
+    /// Memory that was given up would take space until the next start.
+    async fn remove_given_up(&mut self) {
+        let State::Paused { saved } = &self.record.state else {
+            return;
+        };
+        let images = self.context.files(&self.record).images();
+        let keep: Vec<_> = saved.image().into_iter().cloned().collect();
+        if let Err(error) = blocking(move || images.sweep(&keep)).await {
+            tracing::warn!(sandbox.id = %self.record.id, %error, "an image of no use could not be removed");
+        }
     }
 
     /// The sandbox is gone: nobody finds it any more, everybody waiting is told.

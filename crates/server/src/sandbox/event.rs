@@ -153,6 +153,7 @@ impl Event {
                 | State::Running { .. }
                 | State::Pausing { .. }
                 | State::Resuming { .. }
+                | State::Keeping { .. }
                 | State::Snapshotting { .. }
                 | State::RollingBack { .. }
                 | State::Restarting { .. },
@@ -203,6 +204,7 @@ impl Event {
             | State::Creating { .. }
             | State::Pausing { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Restarting { .. } => return None,
@@ -245,9 +247,10 @@ impl Event {
 
 /// Why a sandbox that is paused now does not run; `None` when it did not run before.
 fn end_of_run(was: &State, saved: &Saved, why: Why) -> Option<String> {
-    if let State::Resuming { saved: before, .. } = was {
+    if let State::Resuming { saved: before, .. } | State::Keeping { saved: before, .. } = was {
         // A failed resume is told to its caller; here only if it cost something.
-        return (before != saved).then(|| "resume_failed".to_owned());
+        let costs = before.image().is_some() && saved.image().is_none();
+        return costs.then(|| "resume_failed".to_owned());
     }
     if !was.counts_as_running() {
         return None;

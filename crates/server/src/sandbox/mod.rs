@@ -27,6 +27,7 @@ mod files;
 mod hooks;
 mod id;
 mod ingress;
+mod keep;
 mod kill;
 mod launch;
 mod memory;

@@ -75,10 +75,10 @@ pub(super) enum After {
 
 /// What is told of a pause besides its outcome.
 #[derive(Default)]
-struct Progress {
-    timings: Timings,
+pub(super) struct Progress {
+    pub(super) timings: Timings,
     /// When the guest was frozen.
-    still_since: Option<Instant>,
+    pub(super) still_since: Option<Instant>,
 }
 
 /// Whether the agent took part in a pause.
@@ -112,21 +112,16 @@ async fn save_memory(
     execution: &ExecutionId,
     image: &ImageId,
     request: PauseRequest,
-    Progress {
-        timings,
-        still_since,
-    }: &mut Progress,
+    progress: &mut Progress,
 ) -> Result<Agent, Cause> {
-    let resident = context.engine.resident_bytes(execution).await?;
-    context
-        .check_free_space(resident + IMAGE_OVERHEAD_BYTES)
-        .map_err(Cause::NoSpace)?;
+    check_space(context, execution).await?;
     context.faults.reach(Step::PausePrepare).await?;
     let mut agent = Agent::Helped;
     let by_host = PrepareRequest {
         host_writes_back: true,
     };
-    let prepared = timings.of("prepare", prepare(context, record, execution, &by_host));
+    let preparing = prepare(context, record, execution, &by_host);
+    let prepared = progress.timings.of("prepare", preparing);
     if let Err(cause) = prepared.await {
         if request.require_healthy_guest || matches!(cause, Cause::Hook(_)) {
             return Err(cause);
@@ -136,15 +131,30 @@ async fn save_memory(
         tracing::warn!(sandbox.id = %record.id, error = %cause, "pausing without the agent's help");
         agent = Agent::Silent;
     }
-    let engine = context.engine.as_ref();
     // Leaves little to do while the guest stands still. A failure counts: the kernel tells it once.
-    let written = engine.sync_disk(execution);
-    timings.of("write-back", written).await?;
+    let written = context.engine.sync_disk(execution);
+    progress.timings.of("write-back", written).await?;
+    write_image(context, record, execution, image, progress).await?;
+    Ok(agent)
+}
+
+/// Freezes the guest and commits an image of its memory.
+pub(super) async fn write_image(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+    Progress {
+        timings,
+        still_since,
+    }: &mut Progress,
+) -> Result<(), Cause> {
     let images = context.files(record).images();
     let staged = image.clone();
     let staging = blocking(move || images.stage(&staged)).await?;
 
     context.faults.reach(Step::PauseFreeze).await?;
+    let engine = context.engine.as_ref();
     *still_since = Some(Instant::now());
     timings.of("freeze", engine.freeze(execution)).await?;
     context.faults.reach(Step::PauseCheckpoint).await?;
@@ -165,7 +175,15 @@ async fn save_memory(
     let committed = blocking(move || staging.commit(identity, subject));
     timings.of("commit", committed).await?;
     tracing::debug!(sandbox.id = %record.id, ?timings, "memory image committed");
-    Ok(agent)
+    Ok(())
+}
+
+/// Whether an image would find room.
+pub(super) async fn check_space(context: &Context, execution: &ExecutionId) -> Result<(), Cause> {
+    let resident = context.engine.resident_bytes(execution).await?;
+    context
+        .check_free_space(resident + IMAGE_OVERHEAD_BYTES)
+        .map_err(Cause::NoSpace)
 }
 
 async fn save_disk(
@@ -234,7 +252,11 @@ fn engine_identity(context: &Context, execution: &ExecutionId) -> Result<EngineI
 
 /// Whether the image got its name although its commit was told as failed, and cannot be taken away
 /// again: then the pause has happened. A crash from here on would find it so.
-async fn committed_all_the_same(context: &Context, record: &Record, target: &PauseTarget) -> bool {
+pub(super) async fn committed_all_the_same(
+    context: &Context,
+    record: &Record,
+    target: &PauseTarget,
+) -> bool {
     let PauseTarget::Memory { image } = target else {
         return false;
     };
@@ -275,7 +297,7 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
 }
 
 /// Everything after the commit: none of it can turn the pause back.
-async fn finish(
+pub(super) async fn finish(
     context: &Context,
     record: &Record,
     execution: &ExecutionId,

@@ -121,6 +121,7 @@ impl Record {
             State::Paused { saved } | State::Resuming { saved, .. } => {
                 (PublicState::Paused, Some(saved.mode()))
             }
+            State::Keeping { .. } => (PublicState::Paused, Some(PauseMode::Full)),
             State::Snapshotting { .. } | State::RollingBack { .. } | State::Restarting { .. } => {
                 match self.state.saved_at_rest() {
                     Some(saved) => (PublicState::Paused, Some(saved.mode())),
@@ -177,6 +178,9 @@ impl Record {
                 Before::Running { .. } => vec![saved],
                 Before::Paused { saved: before } => vec![before, saved],
             },
+            State::Keeping { saved, image, .. } => {
+                return saved.image().into_iter().chain([image]).collect();
+            }
             State::Pausing {
                 target: PauseTarget::Memory { image },
                 ..

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{EngineError, ExecutionId, ExecutionStatus};
+use engine::{EngineError, ExecutionId, ExecutionStatus, ExitReason};
 use futures_util::StreamExt;
 
 use super::context::Context;
@@ -15,7 +15,7 @@ use super::state::{
     self, Outcome, PauseTarget, Recovery, RollbackStep, Saved, SnapshotStep, State,
 };
 use super::transition::{Cause, Ended, blocking, dead, destroy, until_done};
-use super::{Record, kill, resume, rollback, seal};
+use super::{Record, keep, kill, resume, rollback, seal};
 
 /// Executions destroyed at once at the start.
 const STRAYS_AT_ONCE: usize = 8;
@@ -80,6 +80,12 @@ async fn recover_one(
             execution,
             saved_of(&copy),
         )),
+        Recovery::Keep(execution, image) => Box::pin(async move {
+            match take_over(&context, &copy, &execution, Then::Stay).await {
+                Ok(()) => keep::keep(context, copy, execution, image).await,
+                Err((error, _)) => resume::give_up(context, copy, execution, error.into()).await,
+            }
+        }),
         Recovery::UndoStart(execution) => Box::pin(resume::undo_start(
             context,
             copy.clone(),
@@ -113,37 +119,60 @@ async fn recover_one(
     })
 }
 
-/// Takes a live execution over, trying again while it lives: destroying it would give its memory up. If
-/// it dies in between it is lost like any other.
 async fn adopt(
     context: Arc<Context>,
     record: Record,
     execution: ExecutionId,
     outcome: Outcome,
 ) -> Ended {
+    match take_over(&context, &record, &execution, Then::Thaw).await {
+        Ok(()) => Ended::with(outcome),
+        Err((error, reason)) => {
+            tracing::error!(sandbox.id = %record.id, %error, "a running execution could not be taken over");
+            destroy(&context, &execution).await;
+            Ended::failed(Outcome::ExecutionLost(reason), error.into())
+        }
+    }
+}
+
+/// What becomes of an execution that was taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It runs.
+    Thaw,
+    /// It stays as it is.
+    Stay,
+}
+
+/// Takes a live execution over, trying again while it lives: destroying it would give its memory up. If
+/// it dies in between it is lost like any other. An error says what it is taken for.
+pub(super) async fn take_over(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    then: Then,
+) -> Result<(), (EngineError, ExitReason)> {
     let begun = Instant::now();
     let mut wait = Duration::from_millis(50);
     loop {
-        let adopted = context.engine.adopt(&execution).await;
+        let adopted = context.engine.adopt(execution).await;
         let known = adopted.is_ok();
-        let taken = match adopted {
-            Ok(()) => context.engine.thaw(&execution).await,
-            Err(error) => Err(error),
+        let taken = match (adopted, then) {
+            (Ok(()), Then::Thaw) => context.engine.thaw(execution).await,
+            (adopted, _) => adopted,
         };
         let Err(error) = taken else {
-            return Ended::with(outcome);
+            return Ok(());
         };
         let lost = match &error {
-            EngineError::Unknown(_) => Some(engine::ExitReason::Exited),
+            EngineError::Unknown(_) => Some(ExitReason::Exited),
             // The engine cannot tell the end of what it does not know.
-            _ if known => dead(&context, &execution).await,
+            _ if known => dead(context, execution).await,
             _ => None,
         };
-        let lost = lost.or((begun.elapsed() > ADOPT_LIMIT).then_some(engine::ExitReason::Exited));
+        let lost = lost.or((begun.elapsed() > ADOPT_LIMIT).then_some(ExitReason::Exited));
         if let Some(reason) = lost {
-            tracing::error!(sandbox.id = %record.id, %error, "a running execution could not be taken over");
-            destroy(&context, &execution).await;
-            return Ended::failed(Outcome::ExecutionLost(reason), error.into());
+            return Err((error, reason));
         }
         tracing::warn!(sandbox.id = %record.id, %error, "taking a running execution over failed, trying again");
         tokio::time::sleep(wait).await;
@@ -151,9 +180,10 @@ async fn adopt(
     }
 }
 
-fn saved_of(record: &Record) -> Saved {
+pub(super) fn saved_of(record: &Record) -> Saved {
     match &record.state {
         State::Resuming { saved, .. }
+        | State::Keeping { saved, .. }
         | State::Restarting { saved, .. }
         | State::Paused { saved } => saved.clone(),
         State::Creating { .. }
@@ -173,6 +203,7 @@ fn is_committed(context: &Context, record: &Record) -> bool {
             target: PauseTarget::Memory { image },
             ..
         }
+        | State::Keeping { image, .. }
         | State::Snapshotting {
             step: SnapshotStep::Saving { image, .. },
             ..

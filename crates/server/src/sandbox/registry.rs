@@ -287,6 +287,7 @@ impl Sandboxes {
                     State::Creating { .. }
                     | State::Pausing { .. }
                     | State::Resuming { .. }
+                    | State::Keeping { .. }
                     | State::Snapshotting { .. }
                     | State::RollingBack { .. }
                     | State::Restarting { .. }

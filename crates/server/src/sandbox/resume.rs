@@ -1,20 +1,25 @@
 //! resume: check what was saved, start from it, greet the agent.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use engine::{BuildId, EngineError, ExecutionId, StartFrom};
 use snapshot::{ImageError, ImageId, Manifest};
 
 use super::context::Context;
 use super::faults::Step;
+use super::keep::KEEP_LIMIT;
 use super::launch;
+use super::recovery::Then;
 use super::state::{Outcome, Saved, StartPoint};
-use super::transition::{Cause, Ended, blocking, destroy, until_done};
-use super::{Record, Timings};
+use super::transition::{Cause, Ended, blocking, dead, destroy, until_done};
+use super::{Record, Timings, recovery};
 
 /// Between the two attempts of a resume.
 const RETRY_WAIT: Duration = Duration::from_millis(250);
+
+/// How long a frozen guest that does not thaw is asked to, before its image is used.
+const THAW_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a comparison of disk and image is tried again.
 const COMPARE_LIMIT: Duration = Duration::from_secs(60);
@@ -94,6 +99,7 @@ pub(super) async fn resume(
             &record,
             &execution,
             &saved,
+            from,
             failure.guest_may_have_run,
         )
         .await;
@@ -136,8 +142,8 @@ pub(super) async fn start_again(
     saved: Saved,
     from: StartPoint,
 ) -> Ended {
-    match undo(&context, &record, &execution, &saved, true).await {
-        Outcome::MemoryStale => Ended::with(Outcome::MemoryStale),
+    match undo(&context, &record, &execution, &saved, from, true).await {
+        outcome @ (Outcome::MemoryStale | Outcome::Unreached(_)) => Ended::with(outcome),
         Outcome::Done
         | Outcome::Undone
         | Outcome::ExecutionLost(_)
@@ -155,8 +161,8 @@ pub(super) async fn finish_start(
     saved: Saved,
 ) -> Ended {
     let adopted = async {
-        context.engine.adopt(&execution).await?;
-        context.engine.thaw(&execution).await?;
+        let taken = recovery::take_over(&context, &record, &execution, Then::Thaw).await;
+        taken.map_err(|(error, _)| error)?;
         launch::greet(&context, &record, &execution).await
     };
     match adopted.await {
@@ -173,7 +179,20 @@ pub(super) async fn undo_start(
     saved: Saved,
     cause: Cause,
 ) -> Ended {
-    let outcome = undo(&context, &record, &execution, &saved, true).await;
+    let from = record.state.start_point();
+    let outcome = undo(&context, &record, &execution, &saved, from, true).await;
+    Ended::failed(outcome, cause)
+}
+
+/// The guest of a start that failed is dead, or cannot be saved.
+pub(super) async fn give_up(
+    context: Arc<Context>,
+    record: Record,
+    execution: ExecutionId,
+    cause: Cause,
+) -> Ended {
+    let saved = recovery::saved_of(&record);
+    let outcome = end(&context, &record, &execution, &saved, true).await;
     Ended::failed(outcome, cause)
 }
 
@@ -190,12 +209,31 @@ async fn from_frozen(
         .reach(Step::ResumeStart)
         .await
         .map_err(Failure::before_the_guest)?;
-    let thawed = context.engine.thaw(execution);
+    let thawed = thaw(context, record, execution);
     timings
         .of("thaw", thawed)
         .await
         .map_err(Failure::with_the_guest)?;
     up(context, record, execution, timings).await
+}
+
+/// Thaws a guest, trying again for a while: it may be slow for a moment. After that its image has to do.
+async fn thaw(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+) -> Result<(), EngineError> {
+    let begun = Instant::now();
+    loop {
+        let Err(error) = context.engine.thaw(execution).await else {
+            return Ok(());
+        };
+        if begun.elapsed() > THAW_LIMIT || dead(context, execution).await.is_some() {
+            return Err(error);
+        }
+        tracing::warn!(sandbox.id = %record.id, %error, "a thaw failed, trying again");
+        tokio::time::sleep(RETRY_WAIT).await;
+    }
 }
 
 async fn from_memory(
@@ -305,9 +343,68 @@ async fn up(
         .map_err(Failure::with_the_guest)
 }
 
+/// Ends a start that failed, unless its guest is worth more than what was saved.
+async fn undo(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    saved: &Saved,
+    from: StartPoint,
+    guest_may_have_run: bool,
+) -> Outcome {
+    // The memory of a boot is no loss, and a fresh disk is replaced by another.
+    if let (Saved::Memory { image }, StartPoint::Memory) = (saved, from)
+        && guest_may_have_run
+        && !record.disks.fresh
+        && is_ahead(context, record, execution, image).await
+    {
+        return Outcome::Unreached(ImageId::random());
+    }
+    end(context, record, execution, saved, guest_may_have_run).await
+}
+
+/// Whether the guest lives and has written to its disk. It stands still after that.
+async fn is_ahead(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+) -> bool {
+    let (begun, mut wait) = (Instant::now(), Duration::from_millis(50));
+    while dead(context, execution).await.is_none() {
+        let error = match look(context, record, execution, image).await {
+            Ok(ahead) => return ahead,
+            Err(error) => error,
+        };
+        if begun.elapsed() > KEEP_LIMIT {
+            tracing::error!(sandbox.id = %record.id, %error, "a guest that could not be reached cannot be frozen or looked at, and is given up");
+            return false;
+        }
+        tracing::warn!(sandbox.id = %record.id, %error, "looking at a guest that could not be reached failed, trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(5));
+    }
+    false
+}
+
+async fn look(
+    context: &Context,
+    record: &Record,
+    execution: &ExecutionId,
+    image: &ImageId,
+) -> Result<bool, EngineError> {
+    context.engine.freeze(execution).await?;
+    let reading = frozen_at(context, record, image);
+    match tokio::time::timeout(COMPARE_LIMIT, reading).await {
+        Ok(Ok(at)) => context.engine.has_written_since(execution, at).await,
+        // There is no other memory than the guest's.
+        Ok(Err(_)) | Err(_) => Ok(true),
+    }
+}
+
 /// Destroys the execution and says whether what was saved is still good. An image belongs to
 /// exactly one state of its disk; whether the guest got as far as changing it, the disk tells.
-async fn undo(
+async fn end(
     context: &Context,
     record: &Record,
     execution: &ExecutionId,
@@ -334,30 +431,51 @@ async fn undo(
     if !guest_may_have_run {
         return Outcome::Undone;
     }
-    let images = context.files(record).images();
-    let id = image.clone();
-    let manifest = match blocking(move || images.check(&id)).await {
-        Ok(manifest) => manifest,
-        // An image that cannot be read now stays what is saved: the next resume reports it.
-        Err(_) => return Outcome::Undone,
+    // Not guessed from one error, which may be a lack of descriptors or loop devices for a moment: a
+    // wrong answer gives memory up or puts it over another disk.
+    let comparing = async {
+        let frozen_at = frozen_at(context, record, image).await?;
+        let disk = context.own_disk(record);
+        let changed = until_done("compare a disk with its memory image", || {
+            context.engine.disk_changed_since(&disk, frozen_at)
+        });
+        Ok::<_, ImageError>(changed.await)
     };
-    let frozen_at = u64::try_from(manifest.subject.frozen_at_ns).unwrap_or(0);
-    let frozen_at = SystemTime::UNIX_EPOCH + Duration::from_nanos(frozen_at);
-    // Not guessed from one error, which may be a lack of loop devices for a moment: a wrong answer
-    // gives memory up or puts it over another disk.
-    let disk = context.own_disk(record);
-    let changed = until_done("compare a disk with its memory image", || {
-        context.engine.disk_changed_since(&disk, frozen_at)
-    });
-    match tokio::time::timeout(COMPARE_LIMIT, changed).await {
-        Ok(false) => Outcome::Undone,
-        Ok(true) => Outcome::MemoryStale,
+    match tokio::time::timeout(COMPARE_LIMIT, comparing).await {
+        Ok(Ok(false)) => Outcome::Undone,
+        Ok(Ok(true)) => Outcome::MemoryStale,
+        // If it were mended one day, nothing would tell any more that it fits another disk.
+        Ok(Err(error)) => {
+            tracing::error!(sandbox.id = %record.id, %error, "the disk cannot be compared with its memory image, which is given up");
+            Outcome::MemoryStale
+        }
         // A sandbox must not be stuck: it goes on from its files, and says why.
         Err(_) => {
             tracing::error!(sandbox.id = %record.id, limit = ?COMPARE_LIMIT, "the disk could not be compared with its memory image, which is given up");
             Outcome::MemoryStale
         }
     }
+}
+
+/// When the guest of an image stood still. Asks the manifest alone: whether the rest is whole does not
+/// matter to the disk. Tries again where reading it fails.
+async fn frozen_at(
+    context: &Context,
+    record: &Record,
+    image: &ImageId,
+) -> Result<SystemTime, ImageError> {
+    let read = until_done("read when a memory image was taken", || {
+        let (images, image) = (context.files(record).images(), image.clone());
+        let reading = blocking(move || images.manifest(&image));
+        async {
+            match reading.await {
+                Err(error @ ImageError::Io { .. }) => Err(error),
+                read => Ok(read),
+            }
+        }
+    });
+    let at = read.await?.subject.frozen_at_ns;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(at).unwrap_or(0)))
 }
 
 /// Makes the empty disk that a failed start left missing.

@@ -9,6 +9,8 @@
 //!                                     │                       (disk)     Resuming
 //!                                     └──────────────────────────────────── │ │
 //!                                                  Paused ◀──── failed ──────┘
+//!   Resuming ─▶ Keeping ─▶ Paused: its guest lives, has written, and cannot be reached
+//!
 //!   kill: from Running and Paused at once, from the others when their transition has ended
 //!
 //!   Running ─▶ Snapshotting(saving ─▶ sealing) ─▶ Restarting ─▶ Running
@@ -77,6 +79,16 @@ pub enum State {
         /// up only when the boot has succeeded.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unusable: Option<String>,
+    },
+    /// A start has failed, but its guest lives and has written to the disk, so that what was saved does
+    /// not fit any more. It is frozen, and is being saved as for a pause.
+    Keeping {
+        /// The execution being saved.
+        execution: ExecutionId,
+        /// What was saved before, for the case that the guest dies.
+        saved: Saved,
+        /// Name under which its image will be committed.
+        image: ImageId,
     },
     /// A snapshot is being made of it.
     Snapshotting {
@@ -254,6 +266,7 @@ impl State {
             | State::Running { .. }
             | State::Pausing { .. }
             | State::Paused { .. }
+            | State::Keeping { .. }
             | State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Killing { .. } => StartPoint::Memory,
@@ -280,6 +293,7 @@ impl State {
             State::Creating { .. }
             | State::Running { .. }
             | State::Pausing { .. }
+            | State::Keeping { .. }
             | State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Killing { .. } => None,
@@ -293,6 +307,7 @@ impl State {
             | State::Running { execution }
             | State::Pausing { execution, .. }
             | State::Resuming { execution, .. }
+            | State::Keeping { execution, .. }
             | State::Restarting { execution, .. } => Some(execution),
             State::Snapshotting { step, .. } => match step {
                 SnapshotStep::Saving { execution, .. } => Some(execution),
@@ -320,6 +335,7 @@ impl State {
             State::Creating { .. }
             | State::Paused { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Killing { .. } => false,
         }
     }
@@ -352,6 +368,7 @@ impl State {
             | State::Running { .. }
             | State::Pausing { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Restarting { .. }
             | State::Killing { .. } => None,
         }
@@ -365,6 +382,7 @@ impl State {
             State::Pausing { .. } => "pausing",
             State::Paused { .. } => "paused",
             State::Resuming { .. } => "resuming",
+            State::Keeping { .. } => "keeping",
             State::Snapshotting { .. } => "snapshotting",
             State::RollingBack { .. } => "rolling back",
             State::Restarting { .. } => "restarting",

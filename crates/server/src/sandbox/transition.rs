@@ -150,9 +150,10 @@ pub(super) async fn destroy(context: &Context, execution: &ExecutionId) {
 }
 
 /// Tries again until it works: for steps without which no honest answer is possible.
-pub(super) async fn until_done<T, F>(step: &str, mut work: impl FnMut() -> F) -> T
+pub(super) async fn until_done<T, E, F>(step: &str, mut work: impl FnMut() -> F) -> T
 where
-    F: Future<Output = Result<T, EngineError>>,
+    E: std::fmt::Display,
+    F: Future<Output = Result<T, E>>,
 {
     let mut wait = Duration::from_millis(50);
     loop {

@@ -220,7 +220,10 @@ fn an_execution_that_dies_during_a_crashed_resume_is_booted_only_if_it_wrote() {
         }
         place.host.kill(&place.execution(), ExitReason::Exited);
         let next = Server::start(&place);
+        next.settled(&id, PublicState::Paused);
         next.runtime.block_on(async {
+            let settle = || place.images().len() == usize::from(!guest_wrote);
+            eventually("the end of what was given up", settle).await;
             next.sandboxes
                 .connect(&id, MINUTE, ResumeFrom::Saved)
                 .await

@@ -109,6 +109,73 @@ async fn an_image_that_is_refused_twice_is_given_up_only_when_the_boot_works() {
 }
 
 #[tokio::test]
+async fn an_image_mended_after_a_failed_boot_wrote_is_not_restored() {
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let id = paused(&place, &sandboxes).await;
+    let image = file(&place, "checkpoint.img");
+    let directory = image.parent().unwrap().to_owned();
+    let (good, manifest) = (
+        std::fs::read(&image).unwrap(),
+        std::fs::read(directory.join("manifest.json")).unwrap(),
+    );
+    std::fs::write(&image, b"bad").unwrap();
+    place.host.fail(Call::StartLate);
+    place.host.fail(Call::StartLate);
+    let failed = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+    failed.unwrap_err();
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(&image, good).unwrap();
+    std::fs::write(directory.join("manifest.json"), manifest).unwrap();
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
+    assert_eq!(place.host.violations(), Vec::<String>::new());
+    assert_eq!(place.host.memory(&place.execution()), Some(0), "booted");
+    sandboxes.kill(&id).await.unwrap();
+    place.assert_clean().await;
+}
+
+#[tokio::test]
+async fn memory_is_not_put_over_newer_files_because_the_image_cannot_be_read_for_a_moment() {
+    let place = Place::new();
+    let sandboxes = place.open().await;
+    let id = paused(&place, &sandboxes).await;
+    let manifest = file(&place, "manifest.json");
+    let aside = place.folder.path().join("aside");
+    // The start fails when the guest has written, and its end takes as long as is needed here.
+    place.host.fail(Call::StartLate);
+    for _ in 0..3 {
+        place.host.fail(Call::Destroy);
+    }
+    let pending = || place.host.pending_failures();
+    let break_and_mend = async {
+        let written = || !pending().contains(&Call::StartLate);
+        eventually("the failure", written).await;
+        std::fs::rename(&manifest, &aside).unwrap();
+        // It can be opened and not be read.
+        std::fs::create_dir(&manifest).unwrap();
+        eventually("the end of the start", || pending().is_empty()).await;
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        std::fs::remove_dir(&manifest).unwrap();
+        std::fs::rename(&aside, &manifest).unwrap();
+    };
+    let connecting = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved);
+    let (failed, ()) = tokio::join!(connecting, break_and_mend);
+    failed.unwrap_err();
+    let view = sandboxes.get(&id).unwrap();
+    assert_eq!(view.pause_mode, Some(PauseMode::Filesystem));
+    sandboxes
+        .connect(&id, MINUTE, ResumeFrom::Saved)
+        .await
+        .unwrap();
+    assert_eq!(place.host.violations(), Vec::<String>::new());
+    sandboxes.kill(&id).await.unwrap();
+    place.assert_clean().await;
+}
+
+#[tokio::test]
 async fn where_it_is_not_wanted_the_sandbox_stays_paused_with_what_it_has() {
     let mut place = Place::new();
     place.boot_without_memory = false;

@@ -365,6 +365,7 @@ async fn memory_that_no_longer_fits_the_disk_is_given_up_and_this_is_said() {
         },
     };
     assert_eq!(place.journaled(&id).await, Some(expected));
+    assert_eq!(place.images(), Vec::<std::path::PathBuf>::new());
     sandboxes
         .connect(&id, MINUTE, ResumeFrom::Saved)
         .await

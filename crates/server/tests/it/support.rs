@@ -159,6 +159,16 @@ impl Place {
             .collect()
     }
 
+    /// Images of sandboxes, finished or not.
+    pub(crate) fn images(&self) -> Vec<PathBuf> {
+        let listed = self.directories().into_iter().map(|it| it.join("images"));
+        let listed = listed.filter_map(|images| std::fs::read_dir(images).ok());
+        listed
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    }
+
     /// Directories of snapshots, finished or not.
     pub(crate) fn snapshot_directories(&self) -> Vec<PathBuf> {
         let listed = std::fs::read_dir(self.data_dir().join("snapshots"));

@@ -125,6 +125,23 @@ async fn one_that_cannot_be_thawed_comes_back_from_its_image() {
 }
 
 #[tokio::test]
+async fn one_that_lives_and_does_not_thaw_for_long_comes_back_from_its_image() {
+    let place = warm_place();
+    let sandboxes = place.open().await;
+    let id = paused(&place, &sandboxes).await;
+    // More often than it is asked to.
+    for _ in 0..100 {
+        place.host.fail(Call::Thaw);
+    }
+    connect(&sandboxes, &id).await;
+    assert_ne!(place.host.pending_failures(), vec![]);
+    let timings = sandboxes.timings(&id);
+    assert!(timings.parts().iter().any(|(part, _)| *part == "start"));
+    assert_eq!(place.host.memory(&place.execution()), Some(1));
+    assert_eq!(place.host.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn the_oldest_give_way_to_the_budget_and_to_time() {
     let place = warm_place();
     let sandboxes = place.open().await;

@@ -94,6 +94,13 @@ impl Driver {
             });
         }
         let left_as = match view.map(|view| view.state) {
+            // Only one that was kept: a start that is done leaves it running.
+            Some(PublicState::Paused)
+                if *outcome == Outcome::Done
+                    && matches!(request, Request::Resume { .. } | Request::Connect { .. }) =>
+            {
+                "paused again with all that it did meanwhile, nothing is lost"
+            }
             Some(PublicState::Running) => "running as before",
             Some(PublicState::Paused) => "paused",
             None => "gone",

@@ -58,6 +58,7 @@ impl Driver {
             | State::Creating { .. }
             | State::Pausing { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Restarting { .. }

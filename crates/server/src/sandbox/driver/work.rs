@@ -10,7 +10,7 @@ use crate::sandbox::pause::After;
 use crate::sandbox::resume::Start;
 use crate::sandbox::state::{RollbackStep, SnapshotStep, State, Transition};
 use crate::sandbox::transition::Ended;
-use crate::sandbox::{SnapshotRequest, kill, pause, resume, rollback, seal};
+use crate::sandbox::{SnapshotRequest, keep, kill, pause, resume, rollback, seal};
 
 /// Work under way.
 pub(in crate::sandbox) type Work = BoxFuture<'static, Ended>;
@@ -42,6 +42,9 @@ impl Driver {
             } => Box::pin(resume::resume(
                 context, record, execution, saved, from, start,
             )),
+            State::Keeping {
+                execution, image, ..
+            } => Box::pin(keep::keep(context, record, execution, image)),
             State::Snapshotting { snapshot, step } => match step {
                 SnapshotStep::Saving {
                     execution, image, ..

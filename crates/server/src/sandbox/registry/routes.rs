@@ -28,7 +28,8 @@ impl Sandboxes {
             State::Running { .. }
             | State::Pausing { .. }
             | State::Paused { .. }
-            | State::Resuming { .. } => Err(SandboxError::Paused(id.clone())),
+            | State::Resuming { .. }
+            | State::Keeping { .. } => Err(SandboxError::Paused(id.clone())),
             state @ (State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Restarting { .. }) => Err(if state.counts_as_running() {
@@ -58,6 +59,7 @@ impl Sandboxes {
             | State::Pausing { .. }
             | State::Paused { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Killing { .. } => true,
         });
         // Too late, or the sandbox is gone: either way the route now says what is so.

@@ -58,6 +58,7 @@ impl Sandboxes {
             State::Running { .. } => return Err(SandboxError::NotPaused(id.clone()).into()),
             State::Pausing { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Restarting { .. } => return Err(SandboxError::Busy(id.clone()).into()),

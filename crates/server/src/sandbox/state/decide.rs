@@ -101,6 +101,7 @@ pub fn decide(state: &State, command: &Command) -> Decision {
             | State::Pausing { .. }
             | State::Paused { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Restarting { .. }
@@ -139,10 +140,18 @@ pub fn decide(state: &State, command: &Command) -> Decision {
 
         (State::Resuming { .. }, Command::Pause(_) | Command::Kill) => Wait,
         (State::Resuming { .. }, Command::Resume | Command::Connect) => Join,
-        (State::Resuming { .. }, Command::SetDeadline | Command::Snapshot) => {
-            Refuse(Refusal::NotRunning)
+        // Who comes now did not ask for the start that failed.
+        (
+            State::Keeping { .. },
+            Command::Pause(_) | Command::Resume | Command::Connect | Command::Kill,
+        ) => Wait,
+        (
+            State::Resuming { .. } | State::Keeping { .. },
+            Command::SetDeadline | Command::Snapshot,
+        ) => Refuse(Refusal::NotRunning),
+        (State::Resuming { .. } | State::Keeping { .. }, Command::Rollback(_)) => {
+            Refuse(Refusal::Busy)
         }
-        (State::Resuming { .. }, Command::Rollback(_)) => Refuse(Refusal::Busy),
 
         (
             State::Snapshotting { .. } | State::RollingBack { .. } | State::Restarting { .. },

@@ -95,6 +95,7 @@ pub fn begin(
             | State::Pausing { .. }
             | State::Paused { .. }
             | State::Resuming { .. }
+            | State::Keeping { .. }
             | State::Snapshotting { .. }
             | State::RollingBack { .. }
             | State::Restarting { .. }
@@ -123,6 +124,9 @@ pub enum Outcome {
     MemoryStale,
     /// The memory image cannot be restored, and the guest did not run: its disk is all there is.
     MemoryUnusable(String),
+    /// A start failed, but its guest lives and has written to the disk. It stands still, and is to be
+    /// saved in an image of this name.
+    Unreached(ImageId),
 }
 
 /// What comes after a transition.
@@ -151,13 +155,18 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
             Outcome::Undone
             | Outcome::ExecutionLost(_)
             | Outcome::MemoryStale
-            | Outcome::MemoryUnusable(_),
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => Next::Gone,
 
         (State::Running { .. }, Outcome::ExecutionLost(reason)) => lost(reason),
         (
             State::Running { .. },
-            Outcome::Done | Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+            Outcome::Done
+            | Outcome::Undone
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => Next::State(state.clone()),
 
         (State::Pausing { target, .. }, Outcome::Done) => Next::State(State::Paused {
@@ -165,7 +174,10 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
         }),
         (
             State::Pausing { execution, .. },
-            Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+            Outcome::Undone
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => Next::State(State::Running {
             execution: execution.clone(),
         }),
@@ -181,11 +193,41 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
                 saved: saved.clone(),
             })
         }
-        (State::Resuming { saved, .. } | State::Restarting { saved, .. }, Outcome::MemoryStale) => {
-            Next::State(State::Paused {
-                saved: without_memory(saved),
-            })
-        }
+        (
+            State::Resuming { saved, .. }
+            | State::Keeping { saved, .. }
+            | State::Restarting { saved, .. },
+            Outcome::MemoryStale,
+        ) => Next::State(State::Paused {
+            saved: without_memory(saved),
+        }),
+
+        (
+            State::Resuming {
+                execution, saved, ..
+            }
+            | State::Restarting {
+                execution, saved, ..
+            },
+            Outcome::Unreached(image),
+        ) => Next::State(State::Keeping {
+            execution: execution.clone(),
+            saved: saved.clone(),
+            image: image.clone(),
+        }),
+        (State::Keeping { image, .. }, Outcome::Done) => Next::State(State::Paused {
+            saved: Saved::Memory {
+                image: image.clone(),
+            },
+        }),
+        // It is still being saved.
+        (State::Keeping { .. }, Outcome::Unreached(_)) => Next::State(state.clone()),
+        (
+            State::Keeping { saved, .. },
+            Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryUnusable(_),
+        ) => Next::State(State::Paused {
+            saved: saved.clone(),
+        }),
 
         // Its disk is tried; what is saved stays until that has worked.
         (
@@ -242,7 +284,8 @@ pub fn after(state: &State, outcome: &Outcome) -> Next {
             Outcome::Undone
             | Outcome::ExecutionLost(_)
             | Outcome::MemoryStale
-            | Outcome::MemoryUnusable(_),
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => Next::State(state.clone()),
     }
 }
@@ -260,7 +303,10 @@ fn after_snapshot_step(snapshot: &SnapshotId, step: &SnapshotStep, outcome: &Out
         },
         (
             SnapshotStep::Saving { execution, .. },
-            Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+            Outcome::Undone
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => State::Running {
             execution: execution.clone(),
         },
@@ -276,7 +322,8 @@ fn after_snapshot_step(snapshot: &SnapshotId, step: &SnapshotStep, outcome: &Out
             | Outcome::Undone
             | Outcome::ExecutionLost(_)
             | Outcome::MemoryStale
-            | Outcome::MemoryUnusable(_),
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => go_on(saved, restart.as_ref()),
     }
 }
@@ -303,7 +350,10 @@ fn after_rollback_step(snapshot: &SnapshotId, step: &RollbackStep, outcome: &Out
         },
         (
             RollbackStep::Staging { before, .. },
-            Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_),
+            Outcome::Undone
+            | Outcome::MemoryStale
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => match before {
             Before::Running { execution } => State::Running {
                 execution: execution.clone(),
@@ -326,7 +376,8 @@ fn after_rollback_step(snapshot: &SnapshotId, step: &RollbackStep, outcome: &Out
             | Outcome::Undone
             | Outcome::ExecutionLost(_)
             | Outcome::MemoryStale
-            | Outcome::MemoryUnusable(_),
+            | Outcome::MemoryUnusable(_)
+            | Outcome::Unreached(_),
         ) => go_on(saved, restart.as_ref()),
     }
 }

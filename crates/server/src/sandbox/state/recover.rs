@@ -2,6 +2,8 @@
 
 use engine::{ExecutionId, ExecutionStatus, ExitReason};
 
+use snapshot::ImageId;
+
 use super::{Before, Outcome, PauseTarget, RollbackStep, SnapshotStep, State};
 use crate::snapshots::SnapshotId;
 
@@ -18,6 +20,8 @@ pub enum Recovery {
     /// Take over an execution that was being started. It is running if its agent answers; else the
     /// start is undone.
     FinishStart(ExecutionId),
+    /// Go on saving the execution, under this name, that a failed start left.
+    Keep(ExecutionId, ImageId),
     /// Destroy what is left of a start, then look at the disk to see whether the memory image
     /// still fits it.
     UndoStart(ExecutionId),
@@ -34,7 +38,7 @@ pub enum Recovery {
 }
 
 /// Decides what becomes of a journaled state, given what was `found` of its execution on the host
-/// and whether the image of a pause in flight was `committed`.
+/// and whether the image that was being written was `committed`.
 pub fn recover(state: &State, found: Option<ExecutionStatus>, committed: bool) -> Recovery {
     let alive = match found {
         Some(ExecutionStatus::Running | ExecutionStatus::Frozen) => true,
@@ -62,6 +66,13 @@ pub fn recover(state: &State, found: Option<ExecutionStatus>, committed: bool) -
         State::Paused { .. } => Recovery::Rest,
         State::Resuming { execution, .. } if alive => Recovery::FinishStart(execution.clone()),
         State::Resuming { execution, .. } => Recovery::UndoStart(execution.clone()),
+        State::Keeping {
+            execution, image, ..
+        } => match (committed, alive) {
+            (true, _) => Recovery::CleanUp(execution.clone(), Outcome::Done),
+            (false, true) => Recovery::Keep(execution.clone(), image.clone()),
+            (false, false) => Recovery::UndoStart(execution.clone()),
+        },
         State::Snapshotting { snapshot, step } => match step {
             SnapshotStep::Saving { execution, .. } => match (committed, alive) {
                 (true, _) => Recovery::CleanUp(execution.clone(), Outcome::Done),

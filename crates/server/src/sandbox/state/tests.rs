@@ -79,6 +79,11 @@ fn states() -> Vec<State> {
                 unusable,
             });
         }
+        all.push(State::Keeping {
+            execution: execution.clone(),
+            saved: saved.clone(),
+            image: image('k'),
+        });
         all.extend(of_snapshots(&execution, &saved));
     }
     all
@@ -173,6 +178,7 @@ fn outcomes() -> Vec<Outcome> {
         Outcome::ExecutionLost(ExitReason::OutOfMemory),
         Outcome::MemoryStale,
         Outcome::MemoryUnusable("damaged".to_owned()),
+        Outcome::Unreached(image('k')),
     ]
 }
 
@@ -197,6 +203,7 @@ fn every_command_in_every_state_is_answered_as_the_contract_says() {
         ("pausing", "JWWWYYY"),
         ("paused", "PBBBTBB"),
         ("resuming", "WJJWTTY"),
+        ("keeping", "WWWWTTY"),
         ("snapshotting", "WYWWYYY"),
         ("rolling back", "WYWWYYY"),
         ("restarting", "WYWWYYY"),
@@ -339,6 +346,17 @@ fn a_failed_resume_leaves_the_sandbox_paused() {
                     assert_eq!(kept, *saved);
                 }
                 Outcome::Done => assert!(matches!(next, Next::State(State::Running { .. }))),
+                Outcome::Unreached(image) => {
+                    let State::Resuming { execution, .. } = &state else {
+                        unreachable!()
+                    };
+                    let keeping = State::Keeping {
+                        execution: execution.clone(),
+                        saved: saved.clone(),
+                        image,
+                    };
+                    assert_eq!(next, Next::State(keeping));
+                }
                 Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryUnusable(_) => {
                     assert_eq!(
                         next,
@@ -362,6 +380,38 @@ fn a_failed_resume_leaves_the_sandbox_paused() {
 }
 
 #[test]
+fn a_guest_that_is_kept_ends_paused_with_the_best_memory_there_is() {
+    for state in states() {
+        let State::Keeping { saved, image, .. } = &state else {
+            continue;
+        };
+        for outcome in outcomes() {
+            let next = after(&state, &outcome);
+            let left = match outcome {
+                Outcome::Done => Saved::Memory {
+                    image: image.clone(),
+                },
+                // The guest died, and what was saved before fits or does not.
+                Outcome::Undone | Outcome::ExecutionLost(_) | Outcome::MemoryUnusable(_) => {
+                    saved.clone()
+                }
+                Outcome::MemoryStale => match saved {
+                    Saved::Memory { .. } => Saved::Disk {
+                        reason: DiskReason::MemoryStale,
+                    },
+                    Saved::Disk { .. } => saved.clone(),
+                },
+                Outcome::Unreached(_) => {
+                    assert_eq!(next, Next::State(state.clone()), "it is still being saved");
+                    continue;
+                }
+            };
+            assert_eq!(next, Next::State(State::Paused { saved: left }));
+        }
+    }
+}
+
+#[test]
 fn a_failed_pause_never_ends_a_sandbox() {
     for state in states() {
         let State::Pausing { execution, .. } = &state else {
@@ -370,7 +420,10 @@ fn a_failed_pause_never_ends_a_sandbox() {
         for outcome in outcomes() {
             let next = after(&state, &outcome);
             match outcome {
-                Outcome::Undone | Outcome::MemoryStale | Outcome::MemoryUnusable(_) => assert_eq!(
+                Outcome::Undone
+                | Outcome::MemoryStale
+                | Outcome::MemoryUnusable(_)
+                | Outcome::Unreached(_) => assert_eq!(
                     next,
                     Next::State(State::Running {
                         execution: execution.clone()
@@ -396,6 +449,7 @@ fn only_a_failed_create_or_a_finished_kill_ends_in_nothing() {
                 | State::Pausing { .. }
                 | State::Paused { .. }
                 | State::Resuming { .. }
+                | State::Keeping { .. }
                 | State::Snapshotting { .. }
                 | State::RollingBack { .. }
                 | State::Restarting { .. } => false,
@@ -470,12 +524,15 @@ fn what_is_saved_is_never_let_go_by_a_failed_step() {
         for outcome in [
             Outcome::Undone,
             Outcome::ExecutionLost(ExitReason::OutOfMemory),
+            Outcome::Unreached(image('k')),
         ] {
             let Next::State(next) = after(&state, &outcome) else {
                 panic!("{state:?}")
             };
             let kept = match &next {
-                State::Paused { saved } | State::Restarting { saved, .. } => saved,
+                State::Paused { saved }
+                | State::Restarting { saved, .. }
+                | State::Keeping { saved, .. } => saved,
                 other => panic!("{state:?} must not lead to {other:?}"),
             };
             assert_eq!(kept, saved);
@@ -529,6 +586,16 @@ fn recovery_keeps_every_announced_sandbox_and_respects_the_commit_point() {
                     }
                     (State::Resuming { .. }, Recovery::UndoStart(_)) => {
                         assert!(!alive, "{context}");
+                    }
+                    (State::Keeping { image, .. }, Recovery::Keep(_, under)) => {
+                        assert!(alive && !committed, "{context}");
+                        assert_eq!(image, under);
+                    }
+                    (State::Keeping { .. }, Recovery::CleanUp(_, Outcome::Done)) => {
+                        assert!(committed, "{context}");
+                    }
+                    (State::Keeping { .. }, Recovery::UndoStart(_)) => {
+                        assert!(!alive && !committed, "{context}");
                     }
                     (
                         State::Snapshotting {
