@@ -232,8 +232,7 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
     let (begun, mut wait) = (Instant::now(), Duration::from_millis(20));
     while begun.elapsed() < THAW_LIMIT {
         if let Some(reason) = dead(context, execution).await {
-            destroy(context, execution).await;
-            return Ended::failed(Outcome::ExecutionLost(reason), cause);
+            return lost(execution, reason, cause);
         }
         match context.engine.thaw(execution).await {
             Ok(()) => {
@@ -251,8 +250,15 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
         wait = (wait * 2).min(Duration::from_secs(5));
     }
     // Frozen for good: the memory cannot be had, the disk can.
-    destroy(context, execution).await;
-    Ended::failed(Outcome::ExecutionLost(engine::ExitReason::Exited), cause)
+    lost(execution, engine::ExitReason::Exited, cause)
+}
+
+/// What the execution had in memory is gone; nobody waits for its end.
+fn lost(execution: &ExecutionId, reason: engine::ExitReason, cause: Cause) -> Ended {
+    Ended {
+        left: Some(execution.clone()),
+        ..Ended::failed(Outcome::ExecutionLost(reason), cause)
+    }
 }
 
 /// Everything after the commit: none of it can turn the pause back.

@@ -192,6 +192,10 @@ impl Driver {
         }
         self.tell(Event::between(&self.record, &record, self.why()));
         self.record = record;
+        // Before anybody may see that the disk is nobody's.
+        if let Some(left) = self.left.take() {
+            self.context.warm.bury(&self.record.id, left);
+        }
         self.publish();
     }
 

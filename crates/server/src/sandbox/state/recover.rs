@@ -21,7 +21,7 @@ pub enum Recovery {
     /// Destroy what is left of a start, then look at the disk to see whether the memory image
     /// still fits it.
     UndoStart(ExecutionId),
-    /// Destroy what is left of the execution; the transition then has this outcome.
+    /// The transition has this outcome; what is left of the execution is to be destroyed.
     CleanUp(ExecutionId, Outcome),
     /// Remove what there is of a snapshot that was not committed; nobody waits for it any more.
     AbandonSnapshot(SnapshotId),
