@@ -228,7 +228,8 @@ class Pause(OfOne):
 
 class PauseFiles(Pause):
     steps = ["PausePrepare", "PauseFreeze", "PauseSync", "PauseDestroy", "PausePublish"]
-    committed = ["PausePublish"]
+    # By the entry in the journal that comes after all of them.
+    committed = []
     memory = False
 
     def call(self):

@@ -26,7 +26,8 @@ pub enum Step {
     PauseSync,
     /// pause: before the rename that commits.
     PauseCommit,
-    /// pause: committed; before the execution is destroyed, or left to its end.
+    /// pause: committed, or only to be journaled if it saves no memory; before the execution is
+    /// destroyed, or left to its end.
     PauseDestroy,
     /// pause: all is done; before this is journaled.
     PausePublish,

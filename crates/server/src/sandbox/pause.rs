@@ -56,6 +56,7 @@ pub(super) async fn pause(
     let ending = finish(&context, &record, &execution, &target, after);
     progress.timings.of("end", ending).await;
     Ended {
+        left: (target == PauseTarget::Disk).then(|| execution.clone()),
         agent_silent: agent == Agent::Silent,
         timings: progress.timings,
         still_since: progress.still_since,
@@ -261,7 +262,8 @@ fn lost(execution: &ExecutionId, reason: engine::ExitReason, cause: Cause) -> En
     }
 }
 
-/// Everything after the commit: none of it can turn the pause back.
+/// Everything after the commit: none of it can turn the pause back. (One without memory is committed by
+/// the entry in the journal that comes next, and no step before that fails any more.)
 async fn finish(
     context: &Context,
     record: &Record,
@@ -283,8 +285,9 @@ async fn finish(
             };
             context.warm.leave(&record.id, left, keep).await;
         }
-        // A crash before this has not paused it: nothing but its end tells that it was paused.
-        (PauseTarget::Disk, _) | (_, After::Destroy) => destroy(context, execution).await,
+        (PauseTarget::Memory { .. }, After::Destroy) => destroy(context, execution).await,
+        // Nothing but the journal can tell that it was paused.
+        (PauseTarget::Disk, _) => {}
     }
     let images = context.files(record).images();
     let keep = match target {

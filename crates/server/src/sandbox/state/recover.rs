@@ -50,12 +50,12 @@ pub fn recover(state: &State, found: Option<ExecutionStatus>, committed: bool) -
             (PauseTarget::Memory { .. }, true, _) => {
                 Recovery::CleanUp(execution.clone(), Outcome::Done)
             }
-            // Only a pause destroys an execution that is not lost, and it syncs the disk first.
-            (PauseTarget::Disk, _, false) => Recovery::CleanUp(execution.clone(), Outcome::Done),
             (PauseTarget::Memory { .. }, false, true) | (PauseTarget::Disk, _, true) => {
                 Recovery::Adopt(execution.clone(), Outcome::Undone)
             }
-            (PauseTarget::Memory { .. }, false, false) => {
+            // Without memory a pause is committed by its end in the journal, before which it destroys
+            // nothing: this one ended by itself or with the host, and not all of its disk may be there.
+            (PauseTarget::Memory { .. }, false, false) | (PauseTarget::Disk, _, false) => {
                 Recovery::CleanUp(execution.clone(), lost)
             }
         },
