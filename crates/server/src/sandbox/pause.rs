@@ -159,6 +159,7 @@ async fn save_memory(
     let identity = engine_identity(context, execution)?;
     let committed = blocking(move || staging.commit(identity, subject));
     timings.of("commit", committed).await?;
+    context.faults.reach(Step::PauseCommitted).await?;
     tracing::debug!(sandbox.id = %record.id, ?timings, "memory image committed");
     Ok(agent)
 }
@@ -214,14 +215,14 @@ fn engine_identity(context: &Context, execution: &ExecutionId) -> Result<EngineI
     })
 }
 
-/// Whether the image got its name although its commit was told as failed, and cannot be taken away
-/// again: then the pause has happened. A crash from here on would find it so.
+/// Whether the image got its name although its commit was told as failed, and cannot be made to lose
+/// it again: then the pause has happened. A crash from here on would find it so.
 async fn committed_all_the_same(context: &Context, record: &Record, target: &PauseTarget) -> bool {
     let PauseTarget::Memory { image } = target else {
         return false;
     };
     let (images, image) = (context.files(record).images(), image.clone());
-    blocking(move || images.is_committed(&image) && images.delete(&image).is_err()).await
+    blocking(move || !images.withdraw(&image)).await
 }
 
 /// Puts everything back as it was and lets the guest go on.

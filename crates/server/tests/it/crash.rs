@@ -123,7 +123,10 @@ fn a_crash_at_any_step_of_a_pause_is_undone_before_the_commit_and_finished_after
         crash_at(&place, server, step, async |sandboxes| {
             let _ = sandboxes.pause(&id, FULL).await;
         });
-        let committed = matches!(step, Step::PauseDestroy | Step::PausePublish);
+        let committed = matches!(
+            step,
+            Step::PauseCommitted | Step::PauseDestroy | Step::PausePublish
+        );
         let next = Server::start(&place);
         if committed {
             next.settled(&id, PublicState::Paused);
@@ -168,7 +171,10 @@ fn a_crash_at_any_step_of_a_pause_is_undone_before_the_commit_and_finished_after
 fn a_pause_without_memory_is_committed_by_the_journal_and_by_nothing_else() {
     for step in Step::ALL.into_iter().filter(|step| is_of(*step, "Pause")) {
         // Steps of a pause with memory.
-        if matches!(step, Step::PauseCheckpoint | Step::PauseCommit) {
+        if matches!(
+            step,
+            Step::PauseCheckpoint | Step::PauseCommit | Step::PauseCommitted
+        ) {
             continue;
         }
         for reboot in [false, true] {
