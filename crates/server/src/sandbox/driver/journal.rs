@@ -85,7 +85,10 @@ impl Driver {
         record.disks = disks;
         record.generation = before.generation + 1;
         // Names are given in one order, in the database and here.
-        let _turn = self.context.snapshots.turn().await;
+        let turn = match snapshot {
+            Some(_) => Some(self.context.snapshots.turn().await),
+            None => None,
+        };
         let db = &self.context.db;
         let (written, told) = match snapshot.clone() {
             Some(snapshot) => (
@@ -104,6 +107,7 @@ impl Driver {
         match told {
             Ok(()) => self.wrote(record),
             Err(cause) if self.take_back(record).await => {
+                drop(turn);
                 match snapshot {
                     Some(snapshot) => seal::remove(&self.context, &before, &snapshot.id).await,
                     None => rollback::unstage(&self.context, &before).await,
@@ -117,7 +121,7 @@ impl Driver {
         match snapshot {
             Some(snapshot) => {
                 let made = Arc::new(snapshot);
-                self.context.snapshots.committed(Arc::clone(&made)).await;
+                self.context.snapshots.committed(Arc::clone(&made));
                 self.tell(Event::checkpointed(&self.record, &made));
                 self.made = Some(made);
             }
