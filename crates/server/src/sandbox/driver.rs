@@ -76,6 +76,8 @@ pub(super) struct Driver {
     /// Resolves when the live execution dies.
     exit: Option<(ExecutionId, BoxFuture<'static, ExitReason>)>,
     expiry_not_before: Option<OffsetDateTime>,
+    /// Pauses without memory at this deadline that failed because the agent was silent.
+    silent_expiries: u32,
     /// Why the transition in flight was begun.
     why: Why,
 }
@@ -117,6 +119,7 @@ impl Driver {
             releasing: None,
             exit: None,
             expiry_not_before: None,
+            silent_expiries: 0,
             why: Why::Request,
         };
         (driver, watched)
@@ -340,6 +343,7 @@ impl Driver {
             };
             if matches!(self.record.state, State::Pausing { .. }) {
                 record.run.agent_silent = agent_silent;
+                self.note_silent_expiry();
             }
             if memory_lost.is_some() {
                 record.run.memory_lost = memory_lost;
@@ -424,7 +428,6 @@ impl Driver {
         let (engine, watched) = (Arc::clone(&self.context.engine), execution.clone());
         let exit = Box::pin(async move { engine.exited(&watched).await });
         self.exit = Some((execution.clone(), exit));
-        self.expiry_not_before = None;
         let (context, execution) = (Arc::clone(&self.context), execution.clone());
         let images = self.context.files(&self.record).images();
         // From the guest's first instruction on, the image it came from fits no disk any more. It

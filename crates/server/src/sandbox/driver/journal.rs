@@ -46,6 +46,7 @@ impl Driver {
                 // was; so do snapshots and rollbacks.
                 if !ran {
                     record.run = self.new_run();
+                    self.forget_expiries();
                 }
                 let lost = self.record.state.memory_lost();
                 if !ran || lost.is_some() {
