@@ -214,8 +214,9 @@ class OfOne:
 
 
 class Pause(OfOne):
-    steps = ["PausePrepare", "PauseFreeze", "PauseCheckpoint", "PauseSync", "PauseCommit", "PauseDestroy", "PausePublish"]
-    committed = ["PauseDestroy", "PausePublish"]
+    steps = ["PausePrepare", "PauseFreeze", "PauseCheckpoint", "PauseSync", "PauseCommit", "PauseCommitted", "PauseDestroy",
+             "PausePublish"]
+    committed = ["PauseCommitted", "PauseDestroy", "PausePublish"]
 
     def call(self):
         self.marked.sandbox.pause(request_timeout=300)
@@ -228,7 +229,8 @@ class Pause(OfOne):
 
 class PauseFiles(Pause):
     steps = ["PausePrepare", "PauseFreeze", "PauseSync", "PauseDestroy", "PausePublish"]
-    committed = ["PausePublish"]
+    # By the entry in the journal that comes after all of them.
+    committed = []
     memory = False
 
     def call(self):

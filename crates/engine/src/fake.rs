@@ -98,6 +98,11 @@ impl FakeHost {
         lock(&self.failures).push(call);
     }
 
+    /// No such call fails any more.
+    pub fn mend(&self, call: Call) {
+        lock(&self.failures).retain(|waiting| *waiting != call);
+    }
+
     /// Injected failures that no call has met yet.
     pub fn pending_failures(&self) -> Vec<Call> {
         lock(&self.failures).clone()

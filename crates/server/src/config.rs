@@ -15,6 +15,8 @@ pub const DEFAULT_PORT: u16 = 3000;
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/sandbase";
 /// Seconds of a year.
 const LONGEST: u64 = 31_536_000;
+/// Destroying an execution takes a second at most unless something is wrong on the host.
+const DISK_WAIT: Duration = Duration::from_secs(60);
 /// Where set-up installs the engine.
 pub const DEFAULT_RUNSC: &str = "/usr/local/lib/sandbase/engine/runsc";
 
@@ -362,6 +364,7 @@ impl Config {
             max_running: sandbox.max_running,
             agent_start_timeout: Duration::from_secs(sandbox.agent_start_seconds),
             agent_prepare_timeout: Duration::from_secs(sandbox.agent_prepare_seconds),
+            disk_wait: DISK_WAIT,
             hooks: HookSettings {
                 each: Duration::from_secs(sandbox.hook_seconds),
                 all: Duration::from_secs(sandbox.hooks_seconds),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, CWD, RenameFlags, fadvise, renameat_with};
 
 use crate::manifest::{FileEntry, ImageId, Manifest, PACKED_VERSION};
-use crate::store::{ImageError, Images, MANIFEST, STAGING_PREFIX, io_error, remove, sync};
+use crate::store::{ImageError, Images, MANIFEST, io_error, remove, sync};
 
 /// What is smaller than this is left as it is: little is won, and others look into it.
 const PACKED_FROM: u64 = 1 << 20;
@@ -49,7 +49,7 @@ impl Images {
         if manifest.is_packed() || !self.is_promising(&manifest)? {
             return Ok(Packing::NotWorthIt);
         }
-        let staging = self.directory().join(format!("{STAGING_PREFIX}{id}"));
+        let staging = self.staging(id);
         remove(&staging)?;
         fs::create_dir(&staging).map_err(io_error("create", &staging))?;
         let packed = self.pack_into(&staging, &manifest, go_on);

@@ -92,7 +92,7 @@ impl Images {
     /// Starts a new image under a name not used before.
     pub fn stage(&self, id: &ImageId) -> Result<Staging, ImageError> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
-        let staging = self.directory.join(format!("{STAGING_PREFIX}{id}"));
+        let staging = self.staging(id);
         fs::create_dir(&staging).map_err(io_error("create", &staging))?;
         Ok(Staging {
             id: id.clone(),
@@ -100,6 +100,11 @@ impl Images {
             target: self.directory.join(id.as_str()),
             parent: self.directory.clone(),
         })
+    }
+
+    /// Where an image is until its commit.
+    pub(crate) fn staging(&self, id: &ImageId) -> PathBuf {
+        self.directory.join(format!("{STAGING_PREFIX}{id}"))
     }
 
     /// Whether the image was committed.
@@ -198,6 +203,22 @@ impl Images {
     /// Deletes an image. A missing one is success.
     pub fn delete(&self, id: &ImageId) -> Result<(), ImageError> {
         remove(&self.path(id))
+    }
+
+    /// Takes back a commit that was told as failed, without breaking the image: it gets the name of
+    /// an unfinished one again, durably, and a sweep removes it. False when that cannot be done: then
+    /// it is there, whole, and counts, because a crash from here on would find it so.
+    pub fn withdraw(&self, id: &ImageId) -> bool {
+        if !self.is_committed(id) {
+            return true;
+        }
+        let (target, staging) = (self.path(id), self.staging(id));
+        if fs::rename(&target, &staging).is_err() {
+            return false;
+        }
+        // Its name might come back with the next start of the host. If it cannot keep it either, it
+        // is at least not there now.
+        sync(&self.directory).is_ok() || fs::rename(&staging, &target).is_err()
     }
 
     /// Every committed image.
@@ -488,6 +509,33 @@ mod tests {
         assert!(images.is_committed(&kept));
         assert!(!images.is_committed(&old));
         assert!(!abandoned.path().exists());
+    }
+
+    #[test]
+    fn a_commit_is_taken_back_as_a_whole_or_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(folder.path().to_owned());
+        assert!(images.withdraw(&ImageId::random()), "it never got its name");
+
+        let id = committed(&images);
+        let names = |directory: &Path| {
+            let entries = fs::read_dir(directory).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let whole = names(&images.path(&id));
+        assert!(images.withdraw(&id));
+        assert!(!images.is_committed(&id));
+        // A file that cannot be deleted must not leave half an image under its name.
+        assert_eq!(names(&images.staging(&id)), whole);
+        images.sweep_staging().unwrap();
+        assert!(!images.staging(&id).exists());
+
+        let id = committed(&images);
+        fs::create_dir_all(images.staging(&id).join("in the way")).unwrap();
+        assert!(!images.withdraw(&id));
+        images.check(&id).unwrap();
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl FakeGuest {
     }
 
     pub(super) fn uses(&self, disk: &Path) -> bool {
-        self.disks.last().is_some_and(|own| own == disk) && !self.is_dead()
+        self.disks.last().is_some_and(|own| own == disk)
     }
 
     /// The disk it writes to.

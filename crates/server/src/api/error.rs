@@ -125,6 +125,8 @@ fn of_sandbox(error: &SandboxError) -> (StatusCode, Retry) {
         SandboxError::NoSpace(_) => (StatusCode::INSUFFICIENT_STORAGE, Retry::Unsaid),
         // What is asked for would wait for the same silent agent again.
         SandboxError::GuestUnresponsive(_) => (StatusCode::SERVICE_UNAVAILABLE, Retry::No),
+        // It was waited for as long as that promised anything.
+        SandboxError::DiskInUse { .. } => (StatusCode::SERVICE_UNAVAILABLE, Retry::No),
         SandboxError::Failed { .. } => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Unsaid),
         SandboxError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, Retry::After(2)),
     }
@@ -151,6 +153,7 @@ fn of_pause(error: &SandboxError) -> (StatusCode, Retry) {
         | SandboxError::TooMany(_)
         | SandboxError::NoSpace(_)
         | SandboxError::GuestUnresponsive(_)
+        | SandboxError::DiskInUse { .. }
         | SandboxError::Failed { .. }
         | SandboxError::ShuttingDown => of_sandbox(error),
     }
@@ -218,6 +221,8 @@ impl IntoResponse for ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::sandbox::SandboxId;
 
@@ -241,6 +246,11 @@ mod tests {
             SandboxError::TooMany(20),
             SandboxError::NoSpace("1 MiB left".into()),
             SandboxError::GuestUnresponsive(SandboxId::parse("i1").unwrap()),
+            SandboxError::DiskInUse {
+                id: SandboxId::parse("i1").unwrap(),
+                waited: Duration::from_secs(60),
+                problem: None,
+            },
             failed(),
             SandboxError::ShuttingDown,
         ]

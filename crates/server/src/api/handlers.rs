@@ -105,6 +105,7 @@ async fn create_with(
         (status = 409, description = "It is being killed", body = ErrorBody),
         (status = 429, description = "Too many running sandboxes", body = ErrorBody),
         (status = 500, description = "It could not be resumed and is still paused", body = ErrorBody),
+        (status = 503, description = "Nothing was done: the execution before still uses its disk, or the server is shutting down", body = ErrorBody),
     ))]
 pub(super) async fn connect(
     State(state): State<HttpState>,
@@ -130,6 +131,7 @@ pub(super) async fn connect(
         (status = 409, description = "It is being killed", body = ErrorBody),
         (status = 429, description = "Too many running sandboxes", body = ErrorBody),
         (status = 500, description = "It could not be resumed and is still paused", body = ErrorBody),
+        (status = 503, description = "Nothing was done: the execution before still uses its disk, or the server is shutting down", body = ErrorBody),
     ))]
 pub(super) async fn connect_v2(
     State(state): State<HttpState>,
@@ -180,6 +182,7 @@ fn resume_from(memory: Option<bool>) -> ResumeFrom {
         (status = 409, description = "It runs already", body = ErrorBody),
         (status = 429, description = "Too many running sandboxes", body = ErrorBody),
         (status = 500, description = "It could not be resumed and is still paused", body = ErrorBody),
+        (status = 503, description = "Nothing was done: the execution before still uses its disk, or the server is shutting down", body = ErrorBody),
     ))]
 pub(super) async fn resume(
     State(state): State<HttpState>,

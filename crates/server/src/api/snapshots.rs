@@ -35,6 +35,7 @@ const MOST_FORKS: i32 = 100;
         (status = 404, description = "No such sandbox", body = ErrorBody),
         (status = 409, description = "It is changing its state, or the name is that of a template or the id of a snapshot", body = ErrorBody),
         (status = 500, description = "It failed; the sandbox is as before", body = ErrorBody),
+        (status = 503, description = "Nothing was done: the execution before still uses its disk, or the server is shutting down", body = ErrorBody),
         (status = 507, description = "The host's disk is full; the sandbox is as before", body = ErrorBody),
     ))]
 pub(super) async fn create(
@@ -169,6 +170,7 @@ pub(super) async fn fork(
         (status = 404, description = "No such sandbox or snapshot", body = ErrorBody),
         (status = 409, description = "It is changing its state", body = ErrorBody),
         (status = 500, description = "It failed; the text says what the sandbox is", body = ErrorBody),
+        (status = 503, description = "Nothing was done: the execution before still uses its disk, or the server is shutting down", body = ErrorBody),
         (status = 507, description = "The host's disk is full; the sandbox is as before", body = ErrorBody),
     ))]
 pub(super) async fn rollback(

@@ -123,6 +123,7 @@ fn resume_failed(error: &SandboxError, target: &Target, browser: ForBrowser) -> 
         SandboxError::TimeoutTooLong { .. }
         | SandboxError::NoSpace(_)
         | SandboxError::GuestUnresponsive(_)
+        | SandboxError::DiskInUse { .. }
         | SandboxError::SnapshotOfAnother(_)
         | SandboxError::SnapshotInUse { .. }
         | SandboxError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,

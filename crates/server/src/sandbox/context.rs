@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::event::Events;
 use super::files::SandboxFiles;
 use super::warm::Warm;
-use super::{Faults, HookSettings, Record, WarmSettings};
+use super::{Faults, HookSettings, Record, SandboxError, SandboxId, WarmSettings};
 use crate::db::Db;
 use crate::guest::Guest;
 use crate::snapshots::Snapshots;
@@ -28,6 +28,8 @@ pub struct Settings {
     pub agent_start_timeout: Duration,
     /// How long an agent may take to prepare for a pause.
     pub agent_prepare_timeout: Duration,
+    /// How long whoever needs the disk of a paused sandbox waits for the end of its last execution.
+    pub disk_wait: Duration,
     /// Bounds of hooks.
     pub hooks: HookSettings,
     /// Whether a sandbox whose memory image cannot be used is booted from its disk, or stays paused.
@@ -127,6 +129,15 @@ impl Context {
             hostname: record.id.to_string(),
             limits: record.spec.limits,
             network: record.spec.network(),
+        }
+    }
+
+    /// What is told whoever has waited long enough for the disk of a paused sandbox.
+    pub(super) fn disk_in_use(&self, id: &SandboxId) -> SandboxError {
+        SandboxError::DiskInUse {
+            id: id.clone(),
+            waited: self.settings.disk_wait,
+            problem: self.warm.problem_of(id),
         }
     }
 

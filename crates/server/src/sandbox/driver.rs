@@ -7,6 +7,7 @@
 mod calls;
 mod cold;
 mod deadline;
+mod disk;
 mod journal;
 mod work;
 
@@ -37,6 +38,7 @@ use crate::snapshots::{Snapshot, SnapshotId};
 use calls::Answered;
 pub(super) use calls::{Answer, Message, Request};
 use cold::Cooling;
+use disk::Disk;
 pub(super) use journal::Published;
 pub(super) use work::Work;
 
@@ -55,10 +57,14 @@ pub(super) struct Driver {
     recovering: bool,
     joined: Vec<Message>,
     waiting: VecDeque<Message>,
+    /// To be handled before anything else.
+    next: VecDeque<Message>,
     /// What went wrong first in the transition in flight, which may have several steps.
     cause: Option<Cause>,
     /// The snapshot that the transition in flight has committed.
     made: Option<Arc<Snapshot>>,
+    /// An execution to be destroyed as soon as the next record is journaled, which has it no more.
+    left: Option<ExecutionId>,
     /// How long the parts of the transition in flight took, or of the last one.
     timings: Timings,
     /// Since when the guest stands still in the transition in flight.
@@ -70,6 +76,8 @@ pub(super) struct Driver {
     /// Resolves when the live execution dies.
     exit: Option<(ExecutionId, BoxFuture<'static, ExitReason>)>,
     expiry_not_before: Option<OffsetDateTime>,
+    /// Pauses without memory at this deadline that failed because the agent was silent.
+    silent_expiries: u32,
     /// Why the transition in flight was begun.
     why: Why,
 }
@@ -101,14 +109,17 @@ impl Driver {
             recovering: false,
             joined: Vec::new(),
             waiting: VecDeque::new(),
+            next: VecDeque::new(),
             cause: None,
             made: None,
+            left: None,
             timings: Timings::default(),
             still_since: None,
             cooling: None,
             releasing: None,
             exit: None,
             expiry_not_before: None,
+            silent_expiries: 0,
             why: Why::Request,
         };
         (driver, watched)
@@ -131,6 +142,10 @@ impl Driver {
             self.enter_run();
         }
         loop {
+            if let Some(message) = self.next.pop_front() {
+                self.handle(message).await;
+                continue;
+            }
             let (idle, expiry, cold) = (self.work.is_none(), self.expiry(), self.cold_at());
             tokio::select! {
                 biased;
@@ -221,10 +236,22 @@ impl Driver {
             | Transition::Lose(_) => None,
         };
         let asked = Instant::now();
-        let (start, taken) = match taken_for(&self.context, &self.record, &transition, from).await {
-            Some(Taken::Frozen(execution)) => (Start::Thaw, Some(execution)),
-            Some(Taken::Prepared(execution)) => (Start::Prepared, Some(execution)),
-            None => (Start::New, None),
+        let (start, taken) = match self.disk_for(&transition, from).await {
+            Disk::Ours(Some(Taken::Frozen(execution))) => (Start::Thaw, Some(execution)),
+            Disk::Ours(Some(Taken::Prepared(execution))) => (Start::Prepared, Some(execution)),
+            Disk::Ours(None) => (Start::New, None),
+            Disk::InUse(error) => {
+                tracing::warn!(sandbox.id = %self.record.id, ?transition, %error, "nothing was begun");
+                if let Some(message) = cause {
+                    self.answer(message, Err(error));
+                }
+                return;
+            }
+            Disk::Doomed(kill) => {
+                self.next.extend(cause);
+                self.next.push_front(kill);
+                return;
+            }
         };
         let waited = asked.elapsed();
         let fresh = FreshNames {
@@ -293,9 +320,11 @@ impl Driver {
             snapshot,
             agent_silent,
             memory_lost,
+            left,
             timings,
             still_since,
         } = ended;
+        self.left = left;
         self.timings.extend(timings);
         self.still_since = self.still_since.or(still_since);
         // A boot in place of an unusable memory image is no failure, if it works.
@@ -317,6 +346,7 @@ impl Driver {
                 State::Pausing { .. } | State::Keeping { .. }
             ) {
                 record.run.agent_silent = agent_silent;
+                self.note_silent_expiry();
             }
             if memory_lost.is_some() {
                 record.run.memory_lost = memory_lost;
@@ -335,9 +365,9 @@ impl Driver {
             let answer = self.answer_to(&message.request, &outcome, cause.as_ref(), made.as_ref());
             self.answer(message, answer);
         }
-        for message in std::mem::take(&mut self.waiting) {
-            self.handle(message).await;
-        }
+        // Before what came later.
+        self.waiting.append(&mut self.next);
+        std::mem::swap(&mut self.waiting, &mut self.next);
         Some(())
     }
 
@@ -369,6 +399,7 @@ impl Driver {
             self.answer(message, answer);
         }
         let mut late = std::mem::take(&mut self.waiting);
+        late.append(&mut self.next);
         while let Some(message) = self.inbox.recv().await {
             late.push_back(message);
         }
@@ -381,7 +412,7 @@ impl Driver {
         }
     }
 
-    /// The live execution died: clean up, keep the disk.
+    /// The live execution died: the disk is kept.
     async fn lose(&mut self, execution: ExecutionId, reason: ExitReason) {
         let command = Command::Lost(execution.clone(), reason);
         let decision = state::decide(&self.record.state, &command);
@@ -390,11 +421,11 @@ impl Driver {
         };
         tracing::warn!(sandbox.id = %self.record.id, execution.id = %execution, ?reason, "an execution ended by itself; its disk is kept");
         self.ended.cancel();
-        let context = Arc::clone(&self.context);
-        self.work = Some(Box::pin(async move {
-            destroy(&context, &execution).await;
-            Ended::with(Outcome::ExecutionLost(reason))
-        }));
+        // Nobody waits for what is left of it, a kill of the sandbox for example.
+        self.work = Some(Box::pin(std::future::ready(Ended {
+            left: Some(execution),
+            ..Ended::with(Outcome::ExecutionLost(reason))
+        })));
     }
 
     /// Watches a run that has begun: its execution's end, and the image it was loaded from.
@@ -413,7 +444,6 @@ impl Driver {
         let (engine, watched) = (Arc::clone(&self.context.engine), execution.clone());
         let exit = Box::pin(async move { engine.exited(&watched).await });
         self.exit = Some((execution.clone(), exit));
-        self.expiry_not_before = None;
         let (context, execution) = (Arc::clone(&self.context), execution.clone());
         let images = self.context.files(&self.record).images();
         // From the guest's first instruction on, the image it came from fits no disk any more. It
@@ -441,25 +471,6 @@ impl Driver {
             }
         }));
     }
-}
-
-/// What a transition of a paused sandbox goes on with. Any other but a resume from memory needs the
-/// disk for itself.
-async fn taken_for(
-    context: &Context,
-    record: &Record,
-    transition: &Transition,
-    from: StartPoint,
-) -> Option<Taken> {
-    let State::Paused { saved } = &record.state else {
-        return None;
-    };
-    if let (Transition::Resume, StartPoint::Memory, Some(image)) = (transition, from, saved.image())
-    {
-        return context.warm.take(&record.id, image).await;
-    }
-    context.warm.drop_of(&record.id).await;
-    None
 }
 
 /// The future if there is one, else never.

@@ -1,5 +1,7 @@
 //! Why a request about a sandbox was refused or failed.
 
+use std::time::Duration;
+
 use super::SandboxId;
 
 /// A refused or failed request. `api::error` maps each variant to one status.
@@ -68,6 +70,20 @@ pub enum SandboxError {
     /// Free disk space is too low to do this safely; nothing was changed.
     #[error("not enough free disk space on the host: {0}")]
     NoSpace(String),
+    /// The last execution of a paused sandbox does not end, and has its disk; nothing was changed.
+    #[error(
+        "the last execution of sandbox \"{id}\" still uses its disk after {waited:?} ({}); nothing was \
+         changed, try again later",
+        .problem.as_deref().unwrap_or("it is being destroyed")
+    )]
+    DiskInUse {
+        /// Which sandbox.
+        id: SandboxId,
+        /// How long the request waited.
+        waited: Duration,
+        /// What the engine says about it.
+        problem: Option<String>,
+    },
     /// The agent did not answer and the pause depends on it; nothing was changed.
     #[error("the agent inside sandbox \"{0}\" does not answer; it was not paused")]
     GuestUnresponsive(SandboxId),

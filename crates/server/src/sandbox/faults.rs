@@ -26,7 +26,11 @@ pub enum Step {
     PauseSync,
     /// pause: before the rename that commits.
     PauseCommit,
-    /// pause: committed; before the execution is destroyed, or left to its end.
+    /// pause: the image has its name; before anybody knows. A failure here stands for a commit that
+    /// happened and was told as failed.
+    PauseCommitted,
+    /// pause: committed, or only to be journaled if it saves no memory; before the execution is
+    /// destroyed, or left to its end.
     PauseDestroy,
     /// pause: all is done; before this is journaled.
     PausePublish,
@@ -46,8 +50,7 @@ pub enum Step {
     SnapshotFinish,
     /// snapshot: complete; before its row is written, which commits it.
     SnapshotCommit,
-    /// snapshot: its row is written; before anybody knows. A failure here stands for a commit that
-    /// happened and was told as failed.
+    /// snapshot: its row is written; before anybody knows, as for a pause.
     SnapshotCommitted,
     /// rollback: after the journal entry, before anything is linked.
     RollbackLink,
@@ -81,7 +84,7 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Step; 35] = [
+    pub const ALL: [Step; 36] = [
         Step::CreateDirectory,
         Step::CreateDisk,
         Step::CreateStart,
@@ -92,6 +95,7 @@ impl Step {
         Step::PauseCheckpoint,
         Step::PauseSync,
         Step::PauseCommit,
+        Step::PauseCommitted,
         Step::PauseDestroy,
         Step::PausePublish,
         Step::ResumeCheck,

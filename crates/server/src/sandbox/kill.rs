@@ -38,6 +38,8 @@ async fn attempt(
     record: &Record,
     execution: Option<&ExecutionId>,
 ) -> Result<(), Cause> {
+    // That of a paused one is in no record: what is kept of it, or does not end, uses its disk.
+    context.warm.drop_of(&record.id).await;
     context.faults.reach(Step::KillDestroy).await?;
     if let Some(execution) = execution {
         destroy(context, execution).await;

@@ -56,6 +56,7 @@ pub(super) async fn pause(
     let ending = finish(&context, &record, &execution, &target, after);
     progress.timings.of("end", ending).await;
     Ended {
+        left: (target == PauseTarget::Disk).then(|| execution.clone()),
         agent_silent: agent == Agent::Silent,
         timings: progress.timings,
         still_since: progress.still_since,
@@ -174,6 +175,7 @@ pub(super) async fn write_image(
     let identity = engine_identity(context, execution)?;
     let committed = blocking(move || staging.commit(identity, subject));
     timings.of("commit", committed).await?;
+    context.faults.reach(Step::PauseCommitted).await?;
     tracing::debug!(sandbox.id = %record.id, ?timings, "memory image committed");
     Ok(())
 }
@@ -250,8 +252,8 @@ fn engine_identity(context: &Context, execution: &ExecutionId) -> Result<EngineI
     })
 }
 
-/// Whether the image got its name although its commit was told as failed, and cannot be taken away
-/// again: then the pause has happened. A crash from here on would find it so.
+/// Whether the image got its name although its commit was told as failed, and cannot be made to lose
+/// it again: then the pause has happened. A crash from here on would find it so.
 pub(super) async fn committed_all_the_same(
     context: &Context,
     record: &Record,
@@ -261,7 +263,7 @@ pub(super) async fn committed_all_the_same(
         return false;
     };
     let (images, image) = (context.files(record).images(), image.clone());
-    blocking(move || images.is_committed(&image) && images.delete(&image).is_err()).await
+    blocking(move || !images.withdraw(&image)).await
 }
 
 /// Puts everything back as it was and lets the guest go on.
@@ -273,8 +275,7 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
     let (begun, mut wait) = (Instant::now(), Duration::from_millis(20));
     while begun.elapsed() < THAW_LIMIT {
         if let Some(reason) = dead(context, execution).await {
-            destroy(context, execution).await;
-            return Ended::failed(Outcome::ExecutionLost(reason), cause);
+            return lost(execution, reason, cause);
         }
         match context.engine.thaw(execution).await {
             Ok(()) => {
@@ -292,11 +293,19 @@ async fn undo(context: &Context, record: &Record, execution: &ExecutionId, cause
         wait = (wait * 2).min(Duration::from_secs(5));
     }
     // Frozen for good: the memory cannot be had, the disk can.
-    destroy(context, execution).await;
-    Ended::failed(Outcome::ExecutionLost(engine::ExitReason::Exited), cause)
+    lost(execution, engine::ExitReason::Exited, cause)
 }
 
-/// Everything after the commit: none of it can turn the pause back.
+/// What the execution had in memory is gone; nobody waits for its end.
+fn lost(execution: &ExecutionId, reason: engine::ExitReason, cause: Cause) -> Ended {
+    Ended {
+        left: Some(execution.clone()),
+        ..Ended::failed(Outcome::ExecutionLost(reason), cause)
+    }
+}
+
+/// Everything after the commit: none of it can turn the pause back. (One without memory is committed by
+/// the entry in the journal that comes next, and no step before that fails any more.)
 pub(super) async fn finish(
     context: &Context,
     record: &Record,
@@ -318,8 +327,9 @@ pub(super) async fn finish(
             };
             context.warm.leave(&record.id, left, keep).await;
         }
-        // A crash before this has not paused it: nothing but its end tells that it was paused.
-        (PauseTarget::Disk, _) | (_, After::Destroy) => destroy(context, execution).await,
+        (PauseTarget::Memory { .. }, After::Destroy) => destroy(context, execution).await,
+        // Nothing but the journal can tell that it was paused.
+        (PauseTarget::Disk, _) => {}
     }
     let images = context.files(record).images();
     let keep = match target {

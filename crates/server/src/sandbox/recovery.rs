@@ -71,8 +71,15 @@ async fn recover_one(
         Recovery::Undo => Box::pin(async { Ended::with(Outcome::Undone) }),
         Recovery::Adopt(execution, outcome) => Box::pin(adopt(context, copy, execution, outcome)),
         Recovery::CleanUp(execution, outcome) => Box::pin(async move {
-            destroy(&context, &execution).await;
-            Ended::with(outcome)
+            // A snapshot goes on with the disk.
+            if matches!(copy.state, State::Snapshotting { .. }) && outcome == Outcome::Done {
+                destroy(&context, &execution).await;
+                return Ended::with(outcome);
+            }
+            Ended {
+                left: Some(execution),
+                ..Ended::with(outcome)
+            }
         }),
         Recovery::FinishStart(execution) => Box::pin(resume::finish_start(
             context,

@@ -24,6 +24,9 @@ pub(super) struct Ended {
     pub(super) disks: Option<Disks>,
     /// A snapshot that is complete but for its commit, which the driver makes.
     pub(super) snapshot: Option<Snapshot>,
+    /// An execution that the sandbox does not have any more. Its end begins when the outcome is
+    /// journaled, and whoever needs the disk waits for it.
+    pub(super) left: Option<ExecutionId>,
     /// How long its parts took.
     pub(super) timings: Timings,
     /// Since when the guest stands still, if it does.
@@ -43,6 +46,7 @@ impl Ended {
             memory_lost: None,
             disks: None,
             snapshot: None,
+            left: None,
             timings: Timings::default(),
             still_since: None,
         }

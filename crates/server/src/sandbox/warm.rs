@@ -3,7 +3,8 @@
 //! The warm tier: after the commit of a pause, its execution may stay frozen in memory for a while,
 //! and the next connect thaws it instead of reading the image. One that is not kept, or not any more,
 //! is destroyed here too, in the background. Then the next one may be prepared (see
-//! [`Engine::prepare`]), so that a connect only has to read the image.
+//! [`Engine::prepare`]), so that a connect only has to read the image. What is left of an execution that
+//! died, too, is destroyed here.
 //!
 //! ```text
 //! leave ──▶ Frozen ──▶ Ending ──▶ Wanted ──▶ Preparing ──▶ Prepared ──▶ Ending ──▶ (forgotten)
@@ -14,7 +15,8 @@
 //! here is in no record, so a server that starts again destroys it like any stray. Whoever wants to do
 //! anything else with a paused sandbox than to go on with what [`Warm::take`] answers calls
 //! [`Warm::drop_of`] first: its disk must not have two users. Both wait for an end or a preparation
-//! under way. Nobody else does, and nothing in here lets a guest run.
+//! under way, and change nothing when that wait is given up. Nobody else waits, and nothing in here
+//! lets a guest run.
 
 mod entries;
 mod prepare;
@@ -138,7 +140,7 @@ impl Warm {
         let mut kept = self.kept();
         let ends = room.is_none() || !kept.open;
         let entry = Kept {
-            image,
+            image: Some(image),
             since: Instant::now(),
             next: next.filter(|_| self.settings.prepared > 0),
             stage: Stage::Frozen {
@@ -155,6 +157,23 @@ impl Warm {
             let Some(oldest) = oldest else { return };
             self.end(&mut kept, &oldest);
         }
+    }
+
+    /// Destroys an execution that its sandbox has left without an image to go on from. Nobody waits
+    /// for that.
+    pub(super) fn bury(self: &Arc<Self>, sandbox: &SandboxId, execution: ExecutionId) {
+        let entry = Kept {
+            image: None,
+            since: Instant::now(),
+            next: None,
+            stage: Stage::Frozen {
+                execution,
+                bytes: 0,
+            },
+        };
+        let mut kept = self.kept();
+        kept.by_sandbox.insert(sandbox.clone(), entry);
+        self.end(&mut kept, sandbox);
     }
 
     /// The bytes that it holds, if they may be held.
@@ -182,12 +201,12 @@ impl Warm {
                 Stage::Frozen { execution, .. } => Taken::Frozen(execution.clone()),
                 Stage::Prepared { execution } => Taken::Prepared(execution.clone()),
                 Stage::Preparing => return None,
-                Stage::Ending | Stage::Wanted => {
+                Stage::Ending { .. } | Stage::Wanted => {
                     self.release(kept, sandbox);
                     return None;
                 }
             };
-            if entry.image != *image {
+            if entry.image.as_ref() != Some(image) {
                 self.release(kept, sandbox);
                 return None;
             }
@@ -204,6 +223,15 @@ impl Warm {
             (!kept.by_sandbox.contains_key(sandbox)).then_some(())
         };
         self.once(gone).await;
+    }
+
+    /// What keeps the disk of a sandbox in use, if that is known.
+    pub(super) fn problem_of(&self, sandbox: &SandboxId) -> Option<String> {
+        match &self.kept().by_sandbox.get(sandbox)?.stage {
+            Stage::Ending { problem } => problem.clone(),
+            Stage::Preparing => Some("its next start is being prepared".to_owned()),
+            Stage::Frozen { .. } | Stage::Wanted | Stage::Prepared { .. } => None,
+        }
     }
 
     /// Destroys all of them and keeps none any more.
@@ -258,20 +286,33 @@ impl Warm {
                 self.changed.notify_waiters();
                 return;
             }
-            Stage::Ending | Stage::Preparing => return,
+            Stage::Ending { .. } | Stage::Preparing => return,
         };
-        entry.stage = Stage::Ending;
+        entry.stage = Stage::Ending { problem: None };
         let (warm, sandbox) = (Arc::clone(self), sandbox.clone());
         tokio::spawn(async move {
             let step = format!("destroy {execution} of a paused sandbox");
             let destroy = async || {
                 // For each try: one that cannot be destroyed must not keep the others.
                 let _turn = warm.ends.acquire().await;
-                warm.engine.destroy(&execution).await
+                let destroyed = warm.engine.destroy(&execution).await;
+                if let Err(error) = &destroyed {
+                    warm.note(&sandbox, error.to_string());
+                }
+                destroyed
             };
             until_done(&step, destroy).await;
             warm.ended(&sandbox);
         });
+    }
+
+    /// Why the execution of a sandbox has not ended yet.
+    fn note(&self, sandbox: &SandboxId, why: String) {
+        let mut kept = self.kept();
+        let entry = kept.by_sandbox.get_mut(sandbox);
+        if let Some(Stage::Ending { problem }) = entry.map(|entry| &mut entry.stage) {
+            *problem = Some(why);
+        }
     }
 
     /// Nobody uses the disk of a sandbox any more.

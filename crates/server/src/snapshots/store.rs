@@ -17,7 +17,7 @@ pub struct Snapshots {
     db: Db,
     data_dir: PathBuf,
     known: Arc<RwLock<BTreeMap<SnapshotId, Known>>>,
-    /// Owns the removal of snapshots that were replaced while they were in use.
+    /// Owns the removal of snapshots that were replaced.
     tasks: TaskTracker,
     /// Held from before a snapshot's row is committed until [`Snapshots::committed`] has ended: two
     /// of one name must be taken up in the order in which they were committed.
@@ -84,9 +84,10 @@ impl Snapshots {
         Arc::clone(&self.turn).lock_owned().await
     }
 
-    /// Takes up a snapshot that was just committed, in place of an older one of the same name. The
-    /// caller has the [`turn`](Self::turn).
-    pub(crate) async fn committed(&self, snapshot: Arc<Snapshot>) {
+    /// Takes up a snapshot that was just committed, in place of an older one of the same name, whose
+    /// files a task removes: whoever waits for a turn does not wait for that. The caller has the
+    /// [`turn`](Self::turn).
+    pub(crate) fn committed(&self, snapshot: Arc<Snapshot>) {
         let replaced: Vec<SnapshotId> = match &snapshot.name {
             Some(name) => self
                 .listed()
@@ -101,23 +102,13 @@ impl Snapshots {
             let Some(known) = self.forget(&old) else {
                 continue;
             };
-            // Whoever uses it is not waited for here, where others wait for their turn.
-            match Arc::clone(&known.gate).try_write_owned() {
-                Ok(_unused) => self.remove_replaced(&old).await,
-                Err(_in_use) => {
-                    let snapshots = self.clone();
-                    self.tasks.spawn(async move {
-                        let _unused = known.gate.write_owned().await;
-                        snapshots.remove_replaced(&old).await;
-                    });
+            let snapshots = self.clone();
+            self.tasks.spawn(async move {
+                let _unused = known.gate.write_owned().await;
+                if let Err(error) = snapshots.remove(&old).await {
+                    tracing::warn!(snapshot.id = %old, %error, "a replaced snapshot could not be removed");
                 }
-            }
-        }
-    }
-
-    async fn remove_replaced(&self, id: &SnapshotId) {
-        if let Err(error) = self.remove(id).await {
-            tracing::warn!(snapshot.id = %id, %error, "a replaced snapshot could not be removed");
+            });
         }
     }
 
@@ -257,5 +248,58 @@ impl Snapshots {
                 tracing::warn!(path = %path.display(), "this directory belongs to no snapshot of the database; remove it if you do not need it");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::sandbox::SandboxId;
+
+    fn named(name: &str) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            id: SnapshotId::random(),
+            name: Some(SnapshotName::parse(name).unwrap()),
+            usage: SnapshotUse::Listed,
+            created_at: OffsetDateTime::now_utc(),
+            source: SandboxId::parse("i1").unwrap(),
+            layers: Vec::new(),
+            disks: Vec::new(),
+            image: None,
+            build: engine::BuildId("build".to_owned()),
+            limits: engine::Limits {
+                cpu_milli: 1000,
+                memory_bytes: 1,
+                disk_bytes: 1,
+                pids: 1,
+            },
+        })
+    }
+
+    /// On one thread: no other task gets on before this one waits.
+    #[tokio::test]
+    async fn the_next_turn_does_not_wait_for_the_removal_of_what_was_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(&folder.path().join("sandbase.db")).unwrap();
+        let tasks = TaskTracker::new();
+        let snapshots = Snapshots::open(db, folder.path(), tasks.clone());
+        let snapshots = snapshots.await.unwrap();
+        let (old, new) = (named("job"), named("job"));
+        let files = snapshots.files(&old.id);
+        std::fs::create_dir_all(files.root()).unwrap();
+
+        let turn = snapshots.turn().await;
+        snapshots.committed(Arc::clone(&old));
+        snapshots.committed(Arc::clone(&new));
+        drop(turn);
+        assert!(snapshots.turn.try_lock().is_ok());
+        assert_eq!(snapshots.find("job").unwrap().id, new.id);
+        assert!(files.root().is_dir(), "its removal was waited for");
+
+        tasks.close();
+        tasks.wait().await;
+        assert!(!files.root().exists());
     }
 }

@@ -375,7 +375,7 @@ impl Staged {
             return Err(error);
         }
         let snapshot = Arc::new(self.snapshot);
-        transfers.snapshots.committed(Arc::clone(&snapshot)).await;
+        transfers.snapshots.committed(Arc::clone(&snapshot));
         Ok(snapshot)
     }
 

@@ -7,7 +7,9 @@ use engine::fake::Call;
 use server::sandbox::{Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, Step};
 
 use crate::snapshots::UNNAMED;
-use crate::support::{FULL, MINUTE, Place, create, eventually, request, state_of};
+use crate::support::{
+    DISK_ONLY, FULL, MINUTE, Place, create, eventually, request, running, state_of,
+};
 
 /// A server that can be stopped dead: dropping its runtime drops every task where it stands.
 pub(crate) struct Server {
@@ -121,7 +123,10 @@ fn a_crash_at_any_step_of_a_pause_is_undone_before_the_commit_and_finished_after
         crash_at(&place, server, step, async |sandboxes| {
             let _ = sandboxes.pause(&id, FULL).await;
         });
-        let committed = matches!(step, Step::PauseDestroy | Step::PausePublish);
+        let committed = matches!(
+            step,
+            Step::PauseCommitted | Step::PauseDestroy | Step::PausePublish
+        );
         let next = Server::start(&place);
         if committed {
             next.settled(&id, PublicState::Paused);
@@ -160,6 +165,75 @@ fn a_crash_at_any_step_of_a_pause_is_undone_before_the_commit_and_finished_after
             place.assert_clean().await;
         });
     }
+}
+
+#[test]
+fn a_pause_without_memory_is_committed_by_the_journal_and_by_nothing_else() {
+    for step in Step::ALL.into_iter().filter(|step| is_of(*step, "Pause")) {
+        // Steps of a pause with memory.
+        if matches!(
+            step,
+            Step::PauseCheckpoint | Step::PauseCommit | Step::PauseCommitted
+        ) {
+            continue;
+        }
+        for reboot in [false, true] {
+            let place = Place::new();
+            let server = Server::start(&place);
+            let id = server.runtime.block_on(running(&place, &server.sandboxes));
+            crash_at(&place, server, step, async |sandboxes| {
+                let _ = sandboxes.pause(&id, DISK_ONLY).await;
+            });
+            // Its memory is there until the journal says that nobody wants it.
+            let execution = place.execution();
+            if reboot {
+                place.host.kill(&execution, ExitReason::Exited);
+            }
+            let next = Server::start(&place);
+            if reboot {
+                next.settled(&id, PublicState::Paused);
+            } else {
+                next.settled(&id, PublicState::Running);
+                assert!(place.host.step(&execution), "{step:?}: it must go on");
+            }
+            next.runtime.block_on(async {
+                let connected = next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+                let lost = connected.unwrap().0.memory_lost;
+                assert_eq!(lost.is_some(), reboot, "{step:?}: {lost:?}");
+                let expected = if reboot { 0 } else { 2 };
+                let memory = place.host.memory(&place.execution());
+                assert_eq!(memory, Some(expected), "{step:?}");
+                next.sandboxes.kill(&id).await.unwrap();
+                place.assert_clean().await;
+            });
+        }
+    }
+}
+
+#[test]
+fn a_crash_after_a_pause_without_memory_leaves_it_paused() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let id = server.runtime.block_on(async {
+        let id = running(&place, &server.sandboxes).await;
+        for _ in 0..3 {
+            place.host.fail(Call::Destroy);
+        }
+        server.sandboxes.pause(&id, DISK_ONLY).await.unwrap();
+        id
+    });
+    server.kill();
+    let left = place.execution();
+    assert!(!place.host.step(&left), "a paused one cannot execute");
+    let next = Server::start(&place);
+    next.settled(&id, PublicState::Paused);
+    next.runtime.block_on(async {
+        let connected = next.sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+        assert_eq!(connected.unwrap().0.memory_lost, None, "nobody wanted it");
+        assert_ne!(place.execution(), left);
+        next.sandboxes.kill(&id).await.unwrap();
+        place.assert_clean().await;
+    });
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! The end of an execution after its pause was answered: nobody waits for it but whoever needs the disk.
 
+use std::time::Duration;
+
+use engine::ExitReason;
 use engine::fake::Call;
-use server::sandbox::{Fault, PublicState, ResumeFrom, SandboxId, Sandboxes, Step};
+use server::sandbox::state::State;
+use server::sandbox::{Fault, PublicState, ResumeFrom, SandboxError, SandboxId, Sandboxes, Step};
 
 use crate::crash::Server;
 use crate::snapshots::UNNAMED;
@@ -142,9 +146,100 @@ fn a_sigkill_of_the_server_meanwhile_costs_nothing() {
         let server = Server::start(&place);
         server.runtime.block_on(async {
             server.sandboxes.settle().await;
-            assert_eq!(place.host.executions(), vec![], "{step:?}");
+            eventually("the end", || place.host.executions().is_empty()).await;
             assert_goes_on(&place, &server.sandboxes, &id).await;
             server.sandboxes.kill(&id).await.unwrap();
+            place.assert_clean().await;
+        });
+    }
+}
+
+/// More failures of a destruction than a test lives.
+fn break_for_good(place: &Place) {
+    for _ in 0..1000 {
+        place.host.fail(Call::Destroy);
+    }
+}
+
+#[tokio::test]
+async fn whoever_needs_a_disk_that_is_not_let_go_is_told_so_and_can_come_again() {
+    let place = Place {
+        disk_wait: Duration::from_millis(100),
+        ..Place::new()
+    };
+    let sandboxes = place.open().await;
+    let id = running(&place, &sandboxes).await;
+    break_for_good(&place);
+    sandboxes.pause(&id, FULL).await.unwrap();
+    let connect = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+    let boot = sandboxes.connect(&id, MINUTE, ResumeFrom::Disk).await;
+    let snapshot = sandboxes.snapshot(&id, UNNAMED).await;
+    let errors = [connect.err(), boot.err(), snapshot.err()];
+    for error in errors.map(Option::unwrap) {
+        assert!(matches!(error, SandboxError::DiskInUse { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("injected failure"), "{text}");
+    }
+    let readable = sandboxes.readable_files(&id).await.map(drop);
+    let readable = readable.unwrap_err().to_string();
+    assert!(readable.contains("still uses its disk"), "{readable}");
+    assert_eq!(state_of(&sandboxes, &id), Some(PublicState::Paused));
+    assert_eq!(place.host.executions().len(), 1, "nothing was started");
+    place.host.mend(Call::Destroy);
+    eventually("the end", || place.host.executions().is_empty()).await;
+    assert_goes_on(&place, &sandboxes, &id).await;
+    sandboxes.kill(&id).await.unwrap();
+    place.assert_clean().await;
+}
+
+#[test]
+fn a_kill_is_journaled_at_once_whatever_the_last_execution_does() {
+    for (died, waiting) in [(false, false), (false, true), (true, false), (true, true)] {
+        let place = Place::new();
+        let server = Server::start(&place);
+        let sandboxes = &server.sandboxes;
+        let id = server.runtime.block_on(async {
+            let id = running(&place, sandboxes).await;
+            break_for_good(&place);
+            if died {
+                place.host.kill(&place.execution(), ExitReason::Exited);
+                let paused = || state_of(sandboxes, &id) == Some(PublicState::Paused);
+                eventually("the loss", paused).await;
+            } else {
+                sandboxes.pause(&id, FULL).await.unwrap();
+            }
+            let connect = async {
+                if waiting {
+                    let connected = sandboxes.connect(&id, MINUTE, ResumeFrom::Saved).await;
+                    let error = connected.unwrap_err();
+                    assert!(matches!(error, SandboxError::BeingKilled(_)), "{error}");
+                }
+            };
+            let killed = async {
+                // The connect first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::select! {
+                    killed = sandboxes.kill(&id) => panic!("{killed:?} while its execution is there"),
+                    () = tokio::time::sleep(Duration::from_millis(200)) => {}
+                }
+            };
+            tokio::join!(connect, killed);
+            let journaled = place.journaled(&id).await;
+            let killing = State::Killing { execution: None };
+            assert_eq!(journaled, Some(killing), "{died} {waiting}");
+            assert_eq!(state_of(sandboxes, &id), None);
+            id
+        });
+        server.kill();
+        place.host.mend(Call::Destroy);
+        let next = Server::start(&place);
+        assert_eq!(
+            state_of(&next.sandboxes, &id),
+            None,
+            "a killed one returned"
+        );
+        next.runtime.block_on(async {
+            let _joined = next.sandboxes.kill(&id).await;
             place.assert_clean().await;
         });
     }

@@ -14,7 +14,7 @@ use server::snapshots::{Snapshot, SnapshotName};
 use server::transfer::{Compression, EngineBuilds, Exported, ImportRequest, TransferError};
 
 use crate::snapshots::{UNNAMED, create_from};
-use crate::support::{DISK_ONLY, FULL, Place, create, state_of};
+use crate::support::{DISK_ONLY, FULL, Place, create, eventually, state_of};
 
 /// Everything of a stream that comes to its proper end.
 pub(crate) async fn collect(exported: Exported, compression: Compression) -> Vec<u8> {
@@ -402,7 +402,8 @@ async fn a_name_is_given_at_import_and_replaces_what_had_it() {
         let found = from.sandboxes.snapshots().find("job").unwrap();
         assert_eq!(found.id, made.id);
         assert_eq!(from.sandboxes.snapshots().listed().len(), 2);
-        assert_eq!(from.place.snapshot_directories().len(), 2);
+        let removed = || from.place.snapshot_directories().len() == 2;
+        eventually("the removal", removed).await;
     }
 }
 

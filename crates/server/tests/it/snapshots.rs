@@ -8,7 +8,9 @@ use server::sandbox::{
 };
 use server::snapshots::{Snapshot, SnapshotName, SnapshotPage, SnapshotUse};
 
-use crate::support::{FULL, MINUTE, Place, assert_told, create, failures, request, state_of};
+use crate::support::{
+    FULL, MINUTE, Place, assert_told, create, eventually, failures, request, state_of,
+};
 
 /// A snapshot without a name, with memory.
 pub(crate) const UNNAMED: SnapshotRequest = SnapshotRequest {
@@ -275,7 +277,8 @@ async fn names_are_found_replaced_listed_and_deleted() {
         );
     }
     // What had the name before is gone, and sandboxes get what has it now.
-    assert_eq!(place.snapshot_directories().len(), 3);
+    let removed = || place.snapshot_directories().len() == 3;
+    eventually("the removal", removed).await;
     let (id, execution) = create_from(&place, &sandboxes, &v1).await;
     assert_eq!(place.host.memory(&execution), Some(1));
     sandboxes.kill(&id).await.unwrap();
@@ -507,7 +510,8 @@ async fn of_snapshots_made_at_once_under_one_name_the_last_one_stays() {
         let listed = sandboxes.snapshots().listed();
         assert_eq!(listed.len(), 1, "one has the name");
         assert!(last.contains(&listed[0].id));
-        assert_eq!(place.snapshot_directories().len(), 1);
+        let removed = || place.snapshot_directories().len() == 1;
+        eventually("the removal", removed).await;
         // It is whole: a sandbox can be made from it.
         let mut request = request();
         request.template = "ready".to_owned();

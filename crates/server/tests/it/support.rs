@@ -39,6 +39,7 @@ pub(crate) struct Place {
     pub(crate) warm: WarmSettings,
     pub(crate) pool: usize,
     pub(crate) pack_after: Option<Duration>,
+    pub(crate) disk_wait: Duration,
 }
 
 impl Place {
@@ -53,6 +54,7 @@ impl Place {
             warm: WarmSettings::OFF,
             pool: 0,
             pack_after: None,
+            disk_wait: MINUTE,
         }
     }
 
@@ -121,6 +123,7 @@ impl Place {
                 warm: self.warm,
                 pool: self.pool,
                 pack_after: self.pack_after,
+                disk_wait: self.disk_wait,
                 free_space_reserve: self.free_space_reserve,
             },
             templates: Templates::new(vec![Arc::new(template)]),

@@ -6,12 +6,17 @@ use time::OffsetDateTime;
 
 use super::Driver;
 use super::calls::{Answered, Message, Request};
+use crate::sandbox::event::Why;
 use crate::sandbox::registry::Connected;
 use crate::sandbox::state::{State, Transition};
-use crate::sandbox::{OnTimeout, PauseRequest, Run};
+use crate::sandbox::transition::Cause;
+use crate::sandbox::{OnTimeout, PauseMode, PauseRequest, Run};
 
 /// After a pause at the deadline failed, it is tried again this much later.
 const EXPIRY_RETRY: Duration = Duration::from_secs(10);
+/// A pause without memory depends on the agent. After so many at one deadline that it did not answer,
+/// memory is saved too: it must not run for ever.
+const SILENT_EXPIRIES: u32 = 2;
 
 impl Driver {
     pub(super) fn new_run(&self) -> Run {
@@ -56,7 +61,7 @@ impl Driver {
         } else {
             Ok(())
         };
-        self.expiry_not_before = None;
+        self.forget_expiries();
         let answer = answer.map(|()| Answered::new(self.record.view(), Connected::AlreadyRunning));
         self.answer(message, answer);
     }
@@ -69,13 +74,31 @@ impl Driver {
         })
     }
 
+    /// There is another deadline.
+    pub(super) fn forget_expiries(&mut self) {
+        self.expiry_not_before = None;
+        self.silent_expiries = 0;
+    }
+
+    /// The pause in flight has ended: was it one at the deadline that an agent did not answer?
+    pub(super) fn note_silent_expiry(&mut self) {
+        let silent = matches!(self.cause, Some(Cause::AgentSilent(_)));
+        if silent && self.why == Why::Timeout {
+            self.silent_expiries += 1;
+        }
+    }
+
     /// The deadline has come.
     pub(super) async fn expire(&mut self) {
         self.expiry_not_before = Some(OffsetDateTime::now_utc() + EXPIRY_RETRY);
         let transition = match self.record.spec.lifecycle.on_timeout {
             OnTimeout::Kill => Transition::Kill,
             OnTimeout::Pause(mode) => Transition::Pause(PauseRequest {
-                mode,
+                // It needs no agent, and keeps more than was asked for.
+                mode: match self.silent_expiries {
+                    0..SILENT_EXPIRIES => mode,
+                    SILENT_EXPIRIES.. => PauseMode::Full,
+                },
                 require_healthy_guest: false,
             }),
         };

@@ -46,6 +46,7 @@ impl Driver {
                 // was; so do snapshots and rollbacks.
                 if !ran {
                     record.run = self.new_run();
+                    self.forget_expiries();
                 }
                 let lost = self.record.state.memory_lost();
                 if !ran || lost.is_some() {
@@ -86,7 +87,10 @@ impl Driver {
         record.disks = disks;
         record.generation = before.generation + 1;
         // Names are given in one order, in the database and here.
-        let _turn = self.context.snapshots.turn().await;
+        let turn = match snapshot {
+            Some(_) => Some(self.context.snapshots.turn().await),
+            None => None,
+        };
         let db = &self.context.db;
         let (written, told) = match snapshot.clone() {
             Some(snapshot) => (
@@ -105,6 +109,7 @@ impl Driver {
         match told {
             Ok(()) => self.wrote(record),
             Err(cause) if self.take_back(record).await => {
+                drop(turn);
                 match snapshot {
                     Some(snapshot) => seal::remove(&self.context, &before, &snapshot.id).await,
                     None => rollback::unstage(&self.context, &before).await,
@@ -118,7 +123,7 @@ impl Driver {
         match snapshot {
             Some(snapshot) => {
                 let made = Arc::new(snapshot);
-                self.context.snapshots.committed(Arc::clone(&made)).await;
+                self.context.snapshots.committed(Arc::clone(&made));
                 self.tell(Event::checkpointed(&self.record, &made));
                 self.made = Some(made);
             }
@@ -193,6 +198,10 @@ impl Driver {
         }
         self.tell(Event::between(&self.record, &record, self.why()));
         self.record = record;
+        // Before anybody may see that the disk is nobody's.
+        if let Some(left) = self.left.take() {
+            self.context.warm.bury(&self.record.id, left);
+        }
         self.publish();
     }
 

@@ -63,7 +63,9 @@ impl Sandboxes {
             | State::RollingBack { .. }
             | State::Restarting { .. } => return Err(SandboxError::Busy(id.clone()).into()),
         }
-        self.context.warm.drop_of(id).await;
+        let alone = self.context.warm.drop_of(id);
+        let alone = tokio::time::timeout(self.context.settings.disk_wait, alone).await;
+        alone.map_err(|_| self.context.disk_in_use(id))?;
         let folder = SandboxFiles::new(&self.context.data_dir, id).disks();
         let disks = [&record.disks.own].into_iter().chain(&record.disks.sealed);
         let disks: Vec<_> = disks.map(|disk| folder.path(disk)).collect();

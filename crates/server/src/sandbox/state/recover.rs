@@ -25,7 +25,7 @@ pub enum Recovery {
     /// Destroy what is left of a start, then look at the disk to see whether the memory image
     /// still fits it.
     UndoStart(ExecutionId),
-    /// Destroy what is left of the execution; the transition then has this outcome.
+    /// The transition has this outcome; what is left of the execution is to be destroyed.
     CleanUp(ExecutionId, Outcome),
     /// Remove what there is of a snapshot that was not committed; nobody waits for it any more.
     AbandonSnapshot(SnapshotId),
@@ -54,12 +54,12 @@ pub fn recover(state: &State, found: Option<ExecutionStatus>, committed: bool) -
             (PauseTarget::Memory { .. }, true, _) => {
                 Recovery::CleanUp(execution.clone(), Outcome::Done)
             }
-            // Only a pause destroys an execution that is not lost, and it syncs the disk first.
-            (PauseTarget::Disk, _, false) => Recovery::CleanUp(execution.clone(), Outcome::Done),
             (PauseTarget::Memory { .. }, false, true) | (PauseTarget::Disk, _, true) => {
                 Recovery::Adopt(execution.clone(), Outcome::Undone)
             }
-            (PauseTarget::Memory { .. }, false, false) => {
+            // Without memory a pause is committed by its end in the journal, before which it destroys
+            // nothing: this one ended by itself or with the host, and not all of its disk may be there.
+            (PauseTarget::Memory { .. }, false, false) | (PauseTarget::Disk, _, false) => {
                 Recovery::CleanUp(execution.clone(), lost)
             }
         },

@@ -571,15 +571,19 @@ fn recovery_keeps_every_announced_sandbox_and_respects_the_commit_point() {
                         assert!(alive, "{context}");
                         assert!(!committed || *target == PauseTarget::Disk, "{context}");
                     }
-                    (State::Pausing { target, .. }, Recovery::CleanUp(_, Outcome::Done)) => {
-                        let kept = match target {
-                            PauseTarget::Memory { .. } => committed,
-                            PauseTarget::Disk => !alive,
-                        };
-                        assert!(kept, "{context}");
-                    }
-                    (State::Pausing { .. }, Recovery::CleanUp(_, Outcome::ExecutionLost(_))) => {
-                        assert!(!alive && !committed, "{context}")
+                    (
+                        State::Pausing {
+                            target: PauseTarget::Memory { .. },
+                            ..
+                        },
+                        Recovery::CleanUp(_, Outcome::Done),
+                    ) => assert!(committed, "{context}"),
+                    (
+                        State::Pausing { target, .. },
+                        Recovery::CleanUp(_, Outcome::ExecutionLost(_)),
+                    ) => {
+                        assert!(!alive, "{context}");
+                        assert!(!committed || *target == PauseTarget::Disk, "{context}");
                     }
                     (State::Resuming { .. }, Recovery::FinishStart(_)) => {
                         assert!(alive, "{context}");

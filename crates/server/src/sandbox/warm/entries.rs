@@ -18,8 +18,8 @@ pub(super) struct Entries {
 }
 
 pub(super) struct Kept {
-    /// What the sandbox was paused into.
-    pub(super) image: ImageId,
+    /// What the sandbox was paused into, if memory was saved.
+    pub(super) image: Option<ImageId>,
     /// When it was paused.
     pub(super) since: Instant,
     /// What is to be prepared when the last execution is gone; taken when that begins.
@@ -31,7 +31,10 @@ pub(super) enum Stage {
     /// As the pause left it.
     Frozen { execution: ExecutionId, bytes: u64 },
     /// A task destroys it.
-    Ending,
+    Ending {
+        /// Why the last try failed.
+        problem: Option<String>,
+    },
     /// There is nothing, and the next execution may be prepared.
     Wanted,
     /// That is being done.
@@ -52,7 +55,7 @@ impl Entries {
     pub(super) fn frozen_bytes(&self) -> u64 {
         let bytes = |entry: &Kept| match entry.stage {
             Stage::Frozen { bytes, .. } => bytes,
-            Stage::Ending | Stage::Wanted | Stage::Preparing | Stage::Prepared { .. } => 0,
+            Stage::Ending { .. } | Stage::Wanted | Stage::Preparing | Stage::Prepared { .. } => 0,
         };
         self.by_sandbox.values().map(bytes).sum()
     }
@@ -96,7 +99,7 @@ impl Entries {
     pub(super) fn is_next(stage: &Stage) -> bool {
         match stage {
             Stage::Wanted | Stage::Preparing | Stage::Prepared { .. } => true,
-            Stage::Frozen { .. } | Stage::Ending => false,
+            Stage::Frozen { .. } | Stage::Ending { .. } => false,
         }
     }
 }
