@@ -42,6 +42,12 @@ pub enum ApiError {
     /// No such path.
     #[error("there is no {0}")]
     NoSuchRoute(String),
+    /// No such path, but a header names a sandbox that may have it.
+    #[error(
+        "there is no {0}. E2b-Sandbox-Id is heard on localhost, IP addresses and the host names in \
+         'sandbox_hosts' of the server's configuration only"
+    )]
+    NoSandboxHost(String),
     /// An operation that upstream has and this server does not, yet.
     #[error("{0} is not implemented by this server yet")]
     NotImplemented(&'static str),
@@ -88,7 +94,7 @@ impl ApiError {
             | Self::PrivateNotSecure
             | Self::BadSandboxId(_) => (StatusCode::BAD_REQUEST, Retry::Unsaid),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, Retry::Unsaid),
-            Self::NoSuchRoute(_) | Self::NotImplemented(_) => {
+            Self::NoSuchRoute(_) | Self::NoSandboxHost(_) | Self::NotImplemented(_) => {
                 (StatusCode::NOT_FOUND, Retry::Unsaid)
             }
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Retry::Unsaid),

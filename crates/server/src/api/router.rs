@@ -195,7 +195,11 @@ async fn authenticate(State(state): State<HttpState>, request: Request, next: Ne
 }
 
 async fn no_such_route(request: Request) -> ApiError {
-    ApiError::NoSuchRoute(format!("{} {}", request.method(), request.uri().path()))
+    let asked = format!("{} {}", request.method(), request.uri().path());
+    if request.headers().contains_key("e2b-sandbox-id") {
+        return ApiError::NoSandboxHost(asked);
+    }
+    ApiError::NoSuchRoute(asked)
 }
 
 async fn document() -> Response {

@@ -116,6 +116,14 @@ async fn requests_reach_the_port_that_the_host_or_the_headers_name() {
         .send("GET /", &[("e2b-sandbox-id", id.as_str())], "")
         .await;
     assert_eq!(half.status, StatusCode::BAD_REQUEST);
+    let elsewhere = [
+        ("host", "server.example"),
+        ("e2b-sandbox-id", id.as_str()),
+        ("e2b-sandbox-port", "8080"),
+    ];
+    let elsewhere = server.send("GET /x", &elsewhere, "").await;
+    assert_eq!(elsewhere.status, StatusCode::NOT_FOUND);
+    assert!(elsewhere.text().contains("sandbox_hosts"));
 }
 
 #[tokio::test]
