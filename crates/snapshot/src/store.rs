@@ -221,6 +221,12 @@ impl Images {
         sync(&self.directory).is_ok() || fs::rename(&staging, &target).is_err()
     }
 
+    /// Makes the names of the images durable: what a commit ends with, for one that was told as failed
+    /// there.
+    pub fn sync_names(&self) -> Result<(), ImageError> {
+        sync(&self.directory)
+    }
+
     /// Every committed image.
     pub fn list(&self) -> Result<Vec<ImageId>, ImageError> {
         let names = self.names()?;

@@ -9,7 +9,7 @@ use snapshot::ImageId;
 use super::context::Context;
 use super::pause::{self, After, Progress};
 use super::state::PauseTarget;
-use super::transition::{Cause, Ended, blocking, dead};
+use super::transition::{Cause, Ended, blocking, dead, until_done};
 use super::{Record, resume};
 
 /// How long a living guest is kept that cannot be frozen, looked at or saved: giving it up gives up its
@@ -28,16 +28,25 @@ pub(super) async fn keep(
         image: image.clone(),
     };
     let mut progress = Progress::default();
-    let (begun, mut wait) = (Instant::now(), Duration::from_millis(50));
+    let images = context.files(&record).images();
+    let (mut failing, mut wait) = (None, Duration::from_millis(50));
     while let Err(cause) = attempt(&context, &record, &execution, &image, &mut progress).await {
-        if pause::committed_all_the_same(&context, &record, &target).await {
+        // Whole, but its name may not be durable yet. The guest stands still: another image would be the
+        // same.
+        if images.is_committed(&image) {
+            let syncing = until_done("make the name of an image durable", || {
+                let images = images.clone();
+                blocking(move || images.sync_names())
+            });
+            let _ = tokio::time::timeout(KEEP_LIMIT, syncing).await;
             break;
         }
-        let images = context.files(&record).images();
-        if let Err(error) = blocking(move || images.sweep_staging()).await {
+        let swept = images.clone();
+        if let Err(error) = blocking(move || swept.sweep_staging()).await {
             tracing::warn!(sandbox.id = %record.id, %error, "an unfinished image could not be removed");
         }
-        if begun.elapsed() > KEEP_LIMIT || dead(&context, &execution).await.is_some() {
+        let failing = failing.get_or_insert_with(Instant::now);
+        if failing.elapsed() > KEEP_LIMIT || dead(&context, &execution).await.is_some() {
             tracing::error!(sandbox.id = %record.id, error = %cause, "a guest that could not be reached could not be saved either");
             return resume::give_up(context, record, execution, cause).await;
         }

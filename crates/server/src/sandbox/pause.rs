@@ -46,7 +46,7 @@ pub(super) async fn pause(
     let agent = match saved {
         Ok(agent) => agent,
         Err(cause) => {
-            if !committed_all_the_same(&context, &record, &target).await {
+            if !committed_all_the_same(&context, &record, &execution, &target).await {
                 return undo(&context, &record, &execution, cause).await;
             }
             tracing::warn!(sandbox.id = %record.id, error = %cause, "the image is there, so the pause is finished");
@@ -100,6 +100,10 @@ pub(super) async fn save(
         mode: PauseMode::Full,
         require_healthy_guest: false,
     };
+    // By itself, because its failure counts: the kernel tells it once.
+    if let Err(error) = context.engine.sync_disk(&execution).await {
+        return undo(&context, &record, &execution, error.into()).await;
+    }
     if let Err(error) = context.engine.forget_cached_files(&execution).await {
         tracing::debug!(sandbox.id = %record.id, %error, "the snapshot will take longer");
     }
@@ -253,16 +257,24 @@ fn engine_identity(context: &Context, execution: &ExecutionId) -> Result<EngineI
 }
 
 /// Whether the image got its name although its commit was told as failed, and cannot be made to lose
-/// it again: then the pause has happened. A crash from here on would find it so.
-pub(super) async fn committed_all_the_same(
+/// it again: then the pause has happened. A crash from here on would find it so. The same when the guest
+/// has died meanwhile: the image is all that there is of it.
+async fn committed_all_the_same(
     context: &Context,
     record: &Record,
+    execution: &ExecutionId,
     target: &PauseTarget,
 ) -> bool {
     let PauseTarget::Memory { image } = target else {
         return false;
     };
     let (images, image) = (context.files(record).images(), image.clone());
+    if images.is_committed(&image) && dead(context, execution).await.is_some() {
+        if let Err(error) = blocking(move || images.sync_names()).await {
+            tracing::warn!(sandbox.id = %record.id, %error, "the image of a guest that has died may not outlive the host");
+        }
+        return true;
+    }
     blocking(move || !images.withdraw(&image)).await
 }
 

@@ -78,6 +78,7 @@ async fn recover_one(
             }
             Ended {
                 left: Some(execution),
+                agent_silent: matches!(copy.state, State::Keeping { .. }),
                 ..Ended::with(outcome)
             }
         }),

@@ -69,9 +69,10 @@ pub(super) async fn resume(
     from: StartPoint,
     mut start: Start,
 ) -> Ended {
-    let _starting = context.starting();
     let mut retried = false;
     loop {
+        // Not while a failed start is undone, which may take long.
+        let starting = context.starting();
         let mut timings = Timings::default();
         let started = match (&saved, from) {
             (Saved::Memory { .. }, StartPoint::Memory) if start == Start::Thaw => {
@@ -85,6 +86,7 @@ pub(super) async fn resume(
                 from_disk(&context, &record, &execution, &mut timings).await
             }
         };
+        drop(starting);
         let failure = match started {
             Ok(()) => {
                 return Ended {
@@ -370,13 +372,13 @@ async fn is_ahead(
     execution: &ExecutionId,
     image: &ImageId,
 ) -> bool {
-    let (begun, mut wait) = (Instant::now(), Duration::from_millis(50));
+    let (mut failing, mut wait) = (None, Duration::from_millis(50));
     while dead(context, execution).await.is_none() {
         let error = match look(context, record, execution, image).await {
             Ok(ahead) => return ahead,
             Err(error) => error,
         };
-        if begun.elapsed() > KEEP_LIMIT {
+        if failing.get_or_insert_with(Instant::now).elapsed() > KEEP_LIMIT {
             tracing::error!(sandbox.id = %record.id, %error, "a guest that could not be reached cannot be frozen or looked at, and is given up");
             return false;
         }

@@ -9,7 +9,7 @@
 //!                                     │                       (disk)     Resuming
 //!                                     └──────────────────────────────────── │ │
 //!                                                  Paused ◀──── failed ──────┘
-//!   Resuming ─▶ Keeping ─▶ Paused: its guest lives, has written, and cannot be reached
+//!   Resuming, Restarting ─▶ Keeping ─▶ Paused: its guest lives, has written, and cannot be reached
 //!
 //!   kill: from Running and Paused at once, from the others when their transition has ended
 //!

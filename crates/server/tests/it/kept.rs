@@ -58,6 +58,7 @@ async fn what_a_guest_did_whose_agent_is_silent_is_saved() {
         for call in calls {
             place.host.fail(call);
         }
+        let asked = time::OffsetDateTime::now_utc();
         let error = connect_in_silence(&place, &sandboxes, &id).await;
         assert_eq!(place.host.pending_failures(), vec![]);
         let text = error.to_string();
@@ -70,6 +71,7 @@ async fn what_a_guest_did_whose_agent_is_silent_is_saved() {
         assert_eq!(view.pause_mode, Some(PauseMode::Full));
         assert_eq!(view.memory_lost, None);
         assert!(view.agent_silent);
+        assert!(view.end_at >= asked, "it was paused anew");
         let after = place.images();
         assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
         assert_goes_on(&place, &sandboxes, &id, 2).await;

@@ -40,6 +40,9 @@ impl Driver {
             Next::Gone => return None,
         };
         let ran = self.record.state.counts_as_running();
+        // What a run did that was never announced, paused only now.
+        let saved_late =
+            matches!(self.record.state, State::Keeping { .. }) && *outcome == Outcome::Done;
         match &record.state {
             State::Running { .. } => {
                 // A pause that does not happen, also one undone after a crash, leaves the run as it
@@ -54,7 +57,9 @@ impl Driver {
                 }
                 record.disks.fresh = false;
             }
-            State::Paused { .. } if ran => record.run.end_at = OffsetDateTime::now_utc(),
+            State::Paused { .. } if ran || saved_late => {
+                record.run.end_at = OffsetDateTime::now_utc();
+            }
             State::Paused { .. }
             | State::Creating { .. }
             | State::Pausing { .. }
