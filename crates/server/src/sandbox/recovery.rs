@@ -137,8 +137,11 @@ async fn adopt(
         Ok(()) => Ended::with(outcome),
         Err((error, reason)) => {
             tracing::error!(sandbox.id = %record.id, %error, "a running execution could not be taken over");
-            destroy(&context, &execution).await;
-            Ended::failed(Outcome::ExecutionLost(reason), error.into())
+            // Nobody waits for its end: what cannot be taken over may be hard to destroy as well.
+            Ended {
+                left: Some(execution),
+                ..Ended::failed(Outcome::ExecutionLost(reason), error.into())
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ mod events;
 mod export;
 mod history;
 mod import_steps;
+mod ingress;
 mod kept;
 mod ladder;
 mod lifecycle;
