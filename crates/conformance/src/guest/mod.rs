@@ -21,6 +21,7 @@ pub(crate) const VARIABLE: &str = "CONFORMANCE_HOLDER";
 
 const FILES: &[(&str, &str)] = &[
     ("holder.py", include_str!("programs/holder.py")),
+    ("held.py", include_str!("programs/held.py")),
     ("acknowledged.py", include_str!("programs/acknowledged.py")),
     ("blob.py", include_str!("programs/blob.py")),
     ("channels.py", include_str!("programs/channels.py")),

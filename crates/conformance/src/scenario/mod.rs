@@ -6,6 +6,7 @@ mod clones;
 mod connects;
 mod filesystem;
 mod fork;
+mod held;
 mod kill;
 mod refusals;
 mod rounds;
@@ -48,5 +49,6 @@ pub(crate) fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(refusals::Refusals),
         Box::new(snapshot::Snapshots),
         Box::new(fork::Fork),
+        Box::new(held::Held),
     ]
 }
