@@ -84,11 +84,13 @@ def links():
             lock = "held once"
         seen = os.pread(second, 16, 0)
         here, there = os.fstat(first), os.fstat(second)
-        yield {"write arrives": seen[:8] == b"%8d" % number,
-               "mapping arrives": seen[8:] == b"%8d" % number,
-               "same inode": (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino),
-               "links": [here.st_nlink, there.st_nlink], "lock": lock}
+        answer = {"write arrives": seen[:8] == b"%8d" % number,
+                  "mapping arrives": seen[8:] == b"%8d" % number,
+                  "same inode": (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino),
+                  "links": [here.st_nlink, there.st_nlink], "lock": lock}
+        # The second name must be found anew after the pause.
         os.close(second)
+        yield answer
 
 
 def network():
