@@ -1,7 +1,9 @@
 //! Which path leads to which handler, and what surrounds all of them.
 
+use std::sync::LazyLock;
+
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -202,6 +204,8 @@ async fn no_such_route(request: Request) -> ApiError {
     ApiError::NoSuchRoute(asked)
 }
 
+/// Rendered once: it takes milliseconds, and anybody may ask without a key.
 async fn document() -> Response {
-    ([(CONTENT_TYPE, "application/json")], openapi::document()).into_response()
+    static RENDERED: LazyLock<Bytes> = LazyLock::new(|| openapi::document().into());
+    ([(CONTENT_TYPE, "application/json")], RENDERED.clone()).into_response()
 }

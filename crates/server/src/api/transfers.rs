@@ -58,8 +58,8 @@ pub(super) async fn export_snapshot(
     if only_readable(query.clone())? {
         let sandboxes = &state.sandboxes;
         let (files, never) = sandboxes.readable_files_of_snapshot(&reference).await?;
-        let name = reference.replace(['/', ':'], "-");
-        return Ok(file(files.stream(compression, never), compression, &name));
+        let content = files.stream(compression, never);
+        return Ok(file(content, compression, &reference));
     }
     let memory = memory(query)?;
     let exported = state.sandboxes.export_snapshot(&reference, memory).await?;
@@ -221,11 +221,22 @@ fn file(
     let mut response = Response::new(Body::from_stream(content));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let name = file_name(name);
     let disposition = format!("attachment; filename=\"{name}.sandbase.{extension}\"");
     let disposition = HeaderValue::try_from(disposition);
-    let disposition = disposition.expect("names of what was found are letters and digits");
+    let disposition = disposition.expect("a file name has no character that a header may not have");
     headers.insert(CONTENT_DISPOSITION, disposition);
     response
+}
+
+/// A reference as a file name. A look-up is more lenient than a header: it takes what was asked for
+/// with white space around it, too.
+fn file_name(reference: &str) -> String {
+    let kept = |letter: char| match letter {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '.' => letter,
+        _ => '-',
+    };
+    reference.trim().chars().map(kept).collect()
 }
 
 /// For people: an error with all its causes.
@@ -237,4 +248,25 @@ pub(super) fn chain(error: &TransferError) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_reference_makes_a_file_name_that_fits_a_header() {
+        for (reference, name) in [
+            ("sec\n", "sec"),
+            ("team/name:v1.2", "team-name-v1.2"),
+            ("a\"\r\n\u{0}\u{e4}b", "a-----b"),
+        ] {
+            assert_eq!(file_name(reference), name);
+            let content = stream::empty::<io::Result<Bytes>>();
+            let response = file(content, Compression::None, reference);
+            let disposition = response.headers()[CONTENT_DISPOSITION].to_str().unwrap();
+            let expected = format!("attachment; filename=\"{name}.sandbase.tar\"");
+            assert_eq!(disposition, expected);
+        }
+    }
 }

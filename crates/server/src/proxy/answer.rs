@@ -146,6 +146,10 @@ pub(super) fn refusal(refusal: &Refusal) -> Response {
         Refusal::InvalidSandboxId => "invalid sandbox ID".to_owned(),
         Refusal::InvalidPort => "invalid sandbox port".to_owned(),
         Refusal::MissingHeader(name) => format!("missing header {name}"),
+        Refusal::TooLong => {
+            let text = "the path or query is too long for a request to an agent";
+            return (StatusCode::URI_TOO_LONG, text).into_response();
+        }
         Refusal::Connect => {
             let text = "the ports of a sandbox speak HTTP, not CONNECT";
             return (StatusCode::METHOD_NOT_ALLOWED, text).into_response();

@@ -78,10 +78,10 @@ impl Proxy {
         request: Request<Incoming>,
         client: HardClose,
     ) -> Response {
-        let all = self.state.sandboxes.list();
-        let signer = all
-            .into_iter()
-            .find(|view| signed.is_signed_with(&view.access_token));
+        let signer = signed.check().and_then(|check| {
+            let mut all = self.state.sandboxes.list().into_iter();
+            all.find(|view| check.is_signed_with(&view.access_token))
+        });
         match signer {
             Some(view) => {
                 let target = Target {

@@ -34,6 +34,16 @@ const RESERVED: [&str; 7] = [
     "/upgrade",
 ];
 
+/// Servers decode a path once, careless ones twice.
+const DECODING_ROUNDS: usize = 3;
+/// Longest path to an agent. Its routes are short; long values are in queries and bodies.
+const LONGEST_AGENT_PATH: usize = 8 << 10;
+
+/// Linux knows no longer path.
+const LONGEST_SIGNED_PATH: usize = 4096;
+/// User and time of expiry of a signed URL together.
+const LONGEST_SIGNED_REST: usize = 512;
+
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
@@ -67,6 +77,8 @@ pub(crate) enum Refusal {
     MissingHeader(&'static str),
     /// A route of the agent that is not for clients.
     ReservedRoute(String),
+    /// A path to an agent, or a signed file URL, that is longer than any that has a meaning.
+    TooLong,
     /// A tunnel was asked for; sandbox ports speak HTTP.
     Connect,
 }
@@ -102,11 +114,15 @@ pub(crate) fn decide(method: &Method, uri: &Uri, headers: &HeaderMap, hosts: &Ho
     match target(uri, headers, hosts) {
         Err(refusal) => Decision::Refuse(refusal),
         Ok(Some(_)) if method == Method::CONNECT => Decision::Refuse(Refusal::Connect),
+        Ok(Some(target)) if target.port == ENVD_PORT && uri.path().len() > LONGEST_AGENT_PATH => {
+            Decision::Refuse(Refusal::TooLong)
+        }
         Ok(Some(target)) if target.port == ENVD_PORT && is_reserved(uri.path()) => {
             Decision::Refuse(Refusal::ReservedRoute(uri.path().to_owned()))
         }
         Ok(Some(target)) => Decision::Sandbox(target),
         Ok(None) => match signed_file(method, uri) {
+            Some(signed) if is_too_long(&signed) => Decision::Refuse(Refusal::TooLong),
             Some(signed) => Decision::SignedFile(signed),
             None => Decision::Api,
         },
@@ -222,15 +238,23 @@ fn port_number(text: &str) -> Result<u16, Refusal> {
     port.ok_or(Refusal::InvalidPort)
 }
 
-/// Whether any server could take `path` for a reserved route: decoded as often as it can be, with
-/// empty, `.` and `..` segments resolved.
+/// Whether any server could take `path` for a reserved route: decoded as often as anybody would, with
+/// empty, `.` and `..` segments resolved. One that is still encoded after that counts as reserved:
+/// decoding it to the end would take a caller without a key a time that grows with the square of the
+/// path.
 fn is_reserved(path: &str) -> bool {
     let mut path = Cow::Borrowed(path);
-    while path.contains('%') {
+    for _round in 0..DECODING_ROUNDS {
+        if !path.contains('%') {
+            break;
+        }
         match percent_decode(&path) {
             Some(decoded) => path = Cow::Owned(decoded),
             None => break,
         }
+    }
+    if is_encoded(&path) {
+        return true;
     }
     let mut segments = Vec::new();
     for segment in path.split('/') {
@@ -242,6 +266,20 @@ fn is_reserved(path: &str) -> bool {
     }
     let cleaned = format!("/{}", segments.join("/"));
     RESERVED.contains(&cleaned.as_str())
+}
+
+fn is_encoded(path: &str) -> bool {
+    let is_escape = |bytes: &[u8]| match bytes {
+        [b'%', high, low] => high.is_ascii_hexdigit() && low.is_ascii_hexdigit(),
+        _ => false,
+    };
+    path.as_bytes().windows(3).any(is_escape)
+}
+
+/// Callers need no key for a look-up of a signature, so what it has to hash is bounded.
+fn is_too_long(signed: &SignedFile) -> bool {
+    let expiration = signed.expiration.as_ref().map_or(0, String::len);
+    signed.path.len() > LONGEST_SIGNED_PATH || signed.user.len() + expiration > LONGEST_SIGNED_REST
 }
 
 fn signed_file(method: &Method, uri: &Uri) -> Option<SignedFile> {

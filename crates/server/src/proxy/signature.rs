@@ -23,8 +23,8 @@ pub(crate) struct SignedFile {
 }
 
 impl SignedFile {
-    /// Whether `token` made the signature.
-    pub(crate) fn is_signed_with(&self, token: &str) -> bool {
+    /// Checks tokens against the signature; `None` for what no token can make.
+    pub(crate) fn check(&self) -> Option<SignatureCheck> {
         let Self {
             operation,
             path,
@@ -32,13 +32,33 @@ impl SignedFile {
             expiration,
             signature,
         } = self;
-        let mut signed = format!("{path}:{operation}:{user}:{token}");
-        if let Some(expiration) = expiration {
-            signed.push(':');
-            signed.push_str(expiration);
-        }
-        let expected = format!("v1_{}", STANDARD_NO_PAD.encode(Sha256::digest(signed)));
-        same(expected.as_bytes(), signature.as_bytes())
+        let expected = STANDARD_NO_PAD.decode(signature.strip_prefix("v1_")?);
+        let expected = expected.ok()?.try_into().ok()?;
+        let before_token = Sha256::new_with_prefix(format!("{path}:{operation}:{user}:"));
+        let expiration = expiration.as_ref();
+        Some(SignatureCheck {
+            before_token,
+            after_token: expiration.map_or_else(String::new, |time| format!(":{time}")),
+            expected,
+        })
+    }
+}
+
+/// A signature that tokens are tried on. What comes before the token is hashed once for all of them:
+/// callers without a key must not have their bytes hashed for each sandbox.
+pub(crate) struct SignatureCheck {
+    before_token: Sha256,
+    after_token: String,
+    expected: [u8; 32],
+}
+
+impl SignatureCheck {
+    /// Whether `token` made the signature.
+    pub(crate) fn is_signed_with(&self, token: &str) -> bool {
+        let mut hash = self.before_token.clone();
+        hash.update(token);
+        hash.update(&self.after_token);
+        same(&self.expected, &hash.finalize())
     }
 }
 
@@ -61,14 +81,22 @@ mod tests {
         }
     }
 
+    fn is_signed_with(file: &SignedFile, token: &str) -> bool {
+        file.check()
+            .is_some_and(|check| check.is_signed_with(token))
+    }
+
     #[test]
     fn the_vectors_of_the_contract_match() {
         let token = "0tQG31xiMp0IOQfaz9dcwi72L1CPo8e0";
         let sdk = "v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E";
-        assert!(file("read", "hello.txt", "user", sdk).is_signed_with(token));
+        assert!(is_signed_with(
+            &file("read", "hello.txt", "user", sdk),
+            token
+        ));
         let path = "/home/user/a b.txt";
         let plain = "v1_7GVeMTBibFdyYOxMv7Dgk7eE52Ovf/1xehm2Stkl85w";
-        assert!(file("write", path, "", plain).is_signed_with("tok123"));
+        assert!(is_signed_with(&file("write", path, "", plain), "tok123"));
         let mut expiring = file(
             "write",
             path,
@@ -76,19 +104,22 @@ mod tests {
             "v1_WPwdJg54o69JkISVaFhu8VQx0aUIWtJkgiefjPOjxzw",
         );
         expiring.expiration = Some("1700000000".into());
-        assert!(expiring.is_signed_with("tok123"));
+        assert!(is_signed_with(&expiring, "tok123"));
     }
 
     #[test]
     fn anything_else_does_not() {
         let right = "v1_7GVeMTBibFdyYOxMv7Dgk7eE52Ovf/1xehm2Stkl85w";
         let path = "/home/user/a b.txt";
-        assert!(!file("write", path, "", right).is_signed_with("tok124"));
-        assert!(!file("read", path, "", right).is_signed_with("tok123"));
-        assert!(!file("write", path, "root", right).is_signed_with("tok123"));
-        assert!(!file("write", path, "", "").is_signed_with("tok123"));
+        assert!(!is_signed_with(&file("write", path, "", right), "tok124"));
+        assert!(!is_signed_with(&file("read", path, "", right), "tok123"));
+        assert!(!is_signed_with(
+            &file("write", path, "root", right),
+            "tok123"
+        ));
+        assert!(!is_signed_with(&file("write", path, "", ""), "tok123"));
         let mut expiring = file("write", path, "", right);
         expiring.expiration = Some("1700000000".into());
-        assert!(!expiring.is_signed_with("tok123"));
+        assert!(!is_signed_with(&expiring, "tok123"));
     }
 }

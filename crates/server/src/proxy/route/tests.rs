@@ -220,6 +220,53 @@ fn routes_of_the_agent_that_are_not_for_clients_are_refused_in_any_spelling() {
 }
 
 #[test]
+fn a_path_to_an_agent_is_decoded_a_fixed_number_of_times() {
+    let agent = format!("49983-{ID}.localhost");
+    let encoded = |times: usize| format!("/%{}41", "25".repeat(times - 1));
+    for times in 1..=DECODING_ROUNDS {
+        let decision = ask(&Method::GET, &encoded(times), &[("host", &agent)]);
+        assert_eq!(decision, to(49983), "{times}");
+    }
+    for times in [DECODING_ROUNDS + 1, DECODING_ROUNDS * 2, 1000] {
+        let path = encoded(times);
+        let decision = ask(&Method::GET, &path, &[("host", &agent)]);
+        let refused = Decision::Refuse(Refusal::ReservedRoute(path));
+        assert_eq!(decision, refused, "{times}");
+    }
+}
+
+#[test]
+fn a_path_to_an_agent_and_a_signed_url_have_a_longest_length() {
+    let agent = format!("49983-{ID}.localhost");
+    let too_long = Decision::Refuse(Refusal::TooLong);
+    let longest = "x".repeat(LONGEST_AGENT_PATH - 1);
+    for (path, expected) in [
+        (format!("/{longest}?{longest}"), to(49983)),
+        (format!("/{longest}x"), too_long.clone()),
+    ] {
+        assert_eq!(ask(&Method::GET, &path, &[("host", &agent)]), expected);
+        // Services have limits of their own.
+        let user = format!("8080-{ID}.localhost");
+        assert_eq!(ask(&Method::GET, &path, &[("host", &user)]), to(8080));
+    }
+    let local = [("host", "localhost:3000")];
+    for (path, fits) in [
+        ("x".repeat(LONGEST_SIGNED_PATH), true),
+        ("x".repeat(LONGEST_SIGNED_PATH + 1), false),
+        ("%20".repeat(LONGEST_SIGNED_PATH), true),
+        ("%20".repeat(LONGEST_SIGNED_PATH + 1), false),
+    ] {
+        let uri = format!("/files?path={path}&signature=v1_x");
+        let decision = ask(&Method::GET, &uri, &local);
+        assert_eq!(matches!(decision, Decision::SignedFile(_)), fits);
+        assert_eq!(decision == too_long, !fits);
+    }
+    let user = "u".repeat(LONGEST_SIGNED_PATH);
+    let uri = format!("/files?path=a&username={user}&signature=v1_x");
+    assert_eq!(ask(&Method::GET, &uri, &local), too_long);
+}
+
+#[test]
 fn a_signed_file_url_without_a_sandbox_is_told_by_its_signature() {
     let uri = "/files?path=%2Fa+b%20c&username=root&signature=v1_x%2By/z&signature_expiration=17";
     let local = [("host", "localhost:3000")];
