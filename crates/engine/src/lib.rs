@@ -88,6 +88,13 @@ pub trait Engine: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Checks a disk that somebody else may have made, and that nothing uses: whether an execution on it
+    /// would ask the host for nothing that disks of its own do not. An engine whose disks ask for nothing
+    /// has nothing to do. [`DiskDamaged`](EngineError::DiskDamaged) says what is wrong with it.
+    async fn check_given_disk(&self, _disk: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Removes a disk that no execution uses. A missing disk is success.
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError>;
 

@@ -55,6 +55,7 @@ pub fn host_checks(config: &Config) -> Vec<Check> {
         check("ip", "install iproute2", tool("ip", &["-V"])),
         check("nft", "install nftables", tool("nft", &["--version"])),
         check("mke2fs", "install e2fsprogs", tool("mke2fs", &["-V"])),
+        check("e2fsck", "install e2fsprogs", tool("e2fsck", &["-V"])),
         check(
             "cgroups",
             "enable the cpu, memory and pids controllers (kernel command line, or the delegation \

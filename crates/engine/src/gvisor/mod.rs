@@ -33,6 +33,7 @@ mod destroy;
 mod disk;
 mod execution;
 mod freezing;
+mod given_disk;
 mod image;
 mod large_pages;
 mod leftovers;
@@ -220,6 +221,10 @@ impl Engine for Gvisor {
     async fn settle_disk(&self, disk: &Path) -> Result<(), EngineError> {
         let (disk, inspect) = (disk.to_owned(), self.paths.inspect_dir());
         blocking(move || disk::settle(&disk, &inspect)).await
+    }
+
+    async fn check_given_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        given_disk::check(disk).await
     }
 
     async fn remove_disk(&self, disk: &Path) -> Result<(), EngineError> {

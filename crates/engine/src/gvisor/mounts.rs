@@ -28,16 +28,27 @@ pub(super) enum Access {
     Sealed,
 }
 
+/// For what a guest wrote, wherever the host mounts it: the host opens no device of it and takes no
+/// rights from a file of it. The guest's own kernel decides what these mean inside.
+const OF_GUESTS: MountFlags = MountFlags::NOATIME
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOSUID);
+
 /// Mounts a disk image at `target`, which must exist.
 pub(super) fn mount_disk(image: &Path, target: &Path, access: Access) -> io::Result<()> {
     let device = loopdev::attach(image, access)?;
-    let mut flags = MountFlags::NOATIME | MountFlags::NODEV;
+    // Nothing is run from here: guests reach a disk through the overlay over it.
+    let mut flags = OF_GUESTS | MountFlags::NOEXEC;
     if access != Access::ReadWrite {
         flags |= MountFlags::RDONLY;
     }
     // noinit_itable: the image is sparse, so its inode tables are zero already; the kernel's lazy
     // zeroing would only make noise. discard: deleted files give their blocks back to the host.
-    let options = c"noinit_itable,discard";
+    // errors: without it the image decides, and one that was imported may ask for a panic of the host.
+    let options = match access {
+        Access::ReadWrite => c"noinit_itable,discard,errors=remount-ro",
+        Access::ReadOnly | Access::Sealed => c"noinit_itable,discard,errors=continue",
+    };
     mount(&device.path, target, "ext4", flags, options)
         .map_err(|error| DamagedDisk::instead_of(image, error.into()))
     // The device goes when the mount goes: `device` is dropped here, and it is set to autoclear.
@@ -76,11 +87,7 @@ pub(super) fn mount_overlay_to_read(layers: &[PathBuf], target: &Path) -> io::Re
 }
 
 fn to_read() -> MountFlags {
-    MountFlags::RDONLY
-        | MountFlags::NOATIME
-        | MountFlags::NODEV
-        | MountFlags::NOSUID
-        | MountFlags::NOEXEC
+    OF_GUESTS | MountFlags::RDONLY | MountFlags::NOEXEC
 }
 
 /// A disk whose file system the kernel does not mount, or not read.
@@ -129,8 +136,8 @@ pub(super) fn mount_overlay(
     // data-less copies in an upper would not survive that.
     options.extend_from_slice(b",redirect_dir=on,xino=auto,index=off,metacopy=off");
     let options = one_page(options, layers)?;
-    // Devices are never opened from the host's side: the guest's own are emulated.
-    let flags = MountFlags::NOATIME | MountFlags::NODEV;
+    // Not noexec: the engine maps the guest's programs from here to be executed.
+    let flags = OF_GUESTS;
     mount(c"overlay", target, c"overlay", flags, options.as_c_str())?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Disks: their size, their layers, and what changed on them.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::SystemTime;
 
 use engine::{Engine, EngineError, ExecutionId, ExecutionSpec, StartFrom};
@@ -240,5 +242,104 @@ async fn a_disk_is_not_made_over_another() {
     let error = host.engine.create_disk(&disk, 64 * MIB).await.unwrap_err();
     assert!(matches!(error, EngineError::Failed { .. }), "{error}");
     assert_eq!(inode(&disk), before);
+    host.close().await;
+}
+
+fn run(program: &str, arguments: &[&str], image: &Path) {
+    let output = Command::new(program).args(arguments).arg(image).output();
+    let output = output.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+}
+
+/// Lines of mountinfo for what is mounted for one execution.
+fn mounts_of(id: &ExecutionId) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let of_id = |line: &&str| line.contains(id.as_str()) && !line.contains(" nsfs ");
+    table.lines().filter(of_id).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_disk_decides_what_the_host_does_at_its_errors() {
+    let host = Host::new();
+    let sealed = host.boot("sealed").await;
+    host.engine.destroy(&sealed.id).await.unwrap();
+    let mut spec = host.spec("disk");
+    spec.sealed = vec![sealed.disk.clone()];
+    let size = spec.limits.disk_bytes;
+    host.engine.create_disk(&spec.disk, size).await.unwrap();
+    for disk in [&spec.disk, &sealed.disk] {
+        run("tune2fs", &["-e", "panic"], &disk.join("disk.img"));
+    }
+    host.engine.start(&spec, StartFrom::Boot).await.unwrap();
+    host.answers(&spec.id).await;
+    let mounts = mounts_of(&spec.id);
+    let mut disks = 0;
+    for mount in &mounts {
+        for option in ["nodev", "nosuid"] {
+            assert!(mount.contains(option), "{option} is missing: {mount}");
+        }
+        let words: Vec<_> = mount.split(' ').collect();
+        let Some(device) = words.iter().find_map(|word| word.strip_prefix("/dev/loop")) else {
+            continue;
+        };
+        disks += 1;
+        assert!(mount.contains("noexec"), "{mount}");
+        let options = std::fs::read_to_string(format!("/proc/fs/ext4/loop{device}/options"));
+        let options = options.unwrap();
+        let errors: Vec<_> = options.lines().filter(|it| it.contains("errors")).collect();
+        assert!(
+            errors == ["errors=remount-ro"] || errors == ["errors=continue"],
+            "{errors:?}"
+        );
+    }
+    assert_eq!(disks, 2, "{mounts:?}");
+
+    // Inside, programs run and set-user-id counts, on the disk too.
+    let inside = r#"
+import shutil, subprocess, sys
+shutil.copy(os.path.realpath(sys.executable), '/srv/own'); os.chmod('/srv/own', 0o4755)
+drop = dict(user=1000, group=1000)
+r = subprocess.run(['/srv/own', '-c', 'import os; print(os.getuid(), os.geteuid())'], **drop,
+    capture_output=True, text=True, env={'PYTHONHOME': sys.prefix}).stdout.split()
+"#;
+    assert_eq!(host.run(&spec.id, inside).await, json!(["1000", "0"]));
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_asks_the_host_for_something_is_refused() {
+    let host = Host::new();
+    let used = host.boot("used").await;
+    let write = "open('/root/f', 'w').write('x' * 100000); os.sync()";
+    host.run(&used.id, write).await;
+    let copy = |name: &str| {
+        let disk = host.directory(name);
+        std::fs::copy(used.disk.join("disk.img"), disk.join("disk.img")).unwrap();
+        disk
+    };
+    // As it lies there while it is used: its journal is to be replayed.
+    let live = copy("live");
+    host.engine.check_given_disk(&live).await.unwrap();
+    host.engine.destroy(&used.id).await.unwrap();
+    host.engine.check_given_disk(&used.disk).await.unwrap();
+
+    let attacks: [(&str, &str, &[&str]); 6] = [
+        ("panic", "tune2fs", &["-e", "panic"]),
+        ("options", "tune2fs", &["-E", "mount_opts=nobarrier"]),
+        ("defaults", "tune2fs", &["-o", "journal_data"]),
+        ("mmp", "tune2fs", &["-O", "mmp"]),
+        ("root", "debugfs", &["-w", "-R", "clri <2>"]),
+        ("swap", "mkswap", &[]),
+    ];
+    for (name, program, arguments) in attacks {
+        let disk = copy(name);
+        run(program, arguments, &disk.join("disk.img"));
+        let refused = host.engine.check_given_disk(&disk).await;
+        assert!(
+            matches!(refused, Err(EngineError::DiskDamaged { .. })),
+            "{name}: {refused:?}"
+        );
+    }
     host.close().await;
 }
