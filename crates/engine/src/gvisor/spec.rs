@@ -11,26 +11,49 @@ use super::Config;
 use super::paths::{ExecutionDir, Paths};
 use crate::ExecutionSpec;
 
-/// What Docker grants, without raw sockets and device nodes (gVisor refuses both anyway), and with
-/// ptrace for debuggers, which reaches no further than the guest.
-const CAPABILITIES: [&str; 13] = [
+/// All that the guest's own kernel knows to grant, so that root inside is root: it may mount, make
+/// namespaces and name the machine. The sentry asks its own tables for them, never the host: its own
+/// process keeps the five capabilities that it opens files with, whatever stands here
+/// (docs/decisions/019-root-inside-is-root.md).
+///
+/// Left out is what would reach further or means nothing there: raw sockets, kernel modules, raw I/O,
+/// the clock, the host's logs, and limits above those that the host keeps (`CAP_SYS_RESOURCE`).
+const CAPABILITIES: [&str; 25] = [
+    "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
+    "CAP_DAC_READ_SEARCH",
     "CAP_FOWNER",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
+    "CAP_FSETID",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
     "CAP_KILL",
-    "CAP_AUDIT_WRITE",
+    "CAP_LEASE",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_MKNOD",
+    "CAP_NET_ADMIN",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_WAKE_ALARM",
 ];
-/// The guest's own limit, kept by the sentry. It must be the same on every host that restores an
-/// image, so it does not follow the host's limit.
-const OPEN_FILES: u64 = 1 << 20;
+/// Files that a process of the guest may have open. Soft is what programs expect that walk through all
+/// possible descriptors or use `select`; who needs more raises it up to hard. The agent does.
+const OPEN_FILES: u64 = 1024;
+/// The most that is promised, where the host gives enough for it.
+const MOST_OPEN_FILES: u64 = 1 << 20;
+/// The fewest that are promised, where the host gives next to nothing.
+const FEWEST_OPEN_FILES: u64 = 4096;
+/// Descriptors of the host that an open file of the guest costs the sentry.
+const HOST_FILES_PER_FILE: u64 = 2;
 /// A guest that reaches the host's limit of tasks takes the whole sandbox down, so it is never low.
 const FEWEST_PIDS: u32 = 2048;
 const CPU_PERIOD_US: u64 = 100_000;
@@ -55,7 +78,7 @@ pub(super) fn for_boot(
                 "effective": CAPABILITIES,
                 "permitted": CAPABILITIES,
             },
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES }],
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": most_open_files() }],
             // sudo has to work.
             "noNewPrivileges": false,
         },
@@ -67,7 +90,7 @@ pub(super) fn for_boot(
             { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
             { "destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs",
-              "options": ["nosuid", "nodev", "mode=1777", "size=64m"] },
+              "options": ["nosuid", "nodev", "mode=1777", shared_memory(spec)] },
             { "destination": "/sys", "type": "sysfs", "source": "sysfs",
               "options": ["nosuid", "noexec", "nodev", "ro"] },
         ],
@@ -173,6 +196,19 @@ fn place(
     });
 }
 
+/// What one process of a guest may have open, by what the host gives the sentry: a promise that the
+/// host does not keep ends the sentry. An image keeps the limit that it was made with.
+fn most_open_files() -> u64 {
+    let host = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    host.map_or(MOST_OPEN_FILES, |most| most / HOST_FILES_PER_FILE)
+        .clamp(FEWEST_OPEN_FILES, MOST_OPEN_FILES)
+}
+
+/// Half of the memory, as on any Linux.
+fn shared_memory(spec: &ExecutionSpec) -> String {
+    format!("size={}", spec.limits.memory_bytes / 2)
+}
+
 /// What the engine itself may need beside the guest's memory.
 fn headroom(memory_bytes: u64, config: &Config) -> u64 {
     config.memory_headroom_bytes.max(memory_bytes / 10)
@@ -211,6 +247,31 @@ mod tests {
     #[test]
     fn what_a_boot_makes_may_be_restored() {
         check_saved(&booted()).unwrap();
+    }
+
+    #[test]
+    fn no_more_files_are_promised_than_the_host_gives() {
+        let limit = &booted()["process"]["rlimits"][0];
+        let host = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        let hard = limit["hard"].as_u64().unwrap();
+        assert!(limit["soft"].as_u64().unwrap() < hard);
+        if let Some(host) = host.filter(|host| *host >= 2 * FEWEST_OPEN_FILES) {
+            assert!(HOST_FILES_PER_FILE * hard <= host, "{hard} of {host}");
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_half_of_the_memory() {
+        let oci = booted();
+        let options = oci.pointer("/mounts/3/options").unwrap();
+        assert_eq!(oci["mounts"][3]["destination"], "/dev/shm");
+        assert!(
+            options
+                .as_array()
+                .unwrap()
+                .contains(&json!("size=134217728")),
+            "{options}"
+        );
     }
 
     #[test]

@@ -23,6 +23,8 @@ mod networks;
 #[cfg(test)]
 mod prepared;
 #[cfg(test)]
+mod root;
+#[cfg(test)]
 mod sealed;
 #[cfg(test)]
 mod starts;
