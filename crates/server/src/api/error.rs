@@ -170,7 +170,9 @@ fn of_transfer(error: &TransferError) -> StatusCode {
         TransferError::NotAnExport(_)
         | TransferError::Newer { .. }
         | TransferError::Damaged(_)
+        | TransferError::TooLarge { .. }
         | TransferError::BuildRefused { .. } => StatusCode::BAD_REQUEST,
+        TransferError::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
         TransferError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
         TransferError::Source(_)
         | TransferError::Image(_)

@@ -30,7 +30,7 @@ use super::{
 use crate::db::{Db, DbError};
 use crate::snapshots::{SnapshotFiles, Snapshots};
 use crate::template::Templates;
-use crate::transfer::{Transfers, sweep_layers};
+use crate::transfer::{MOST_IMPORTS, Transfers, sweep_layers};
 use live::Handle;
 pub(super) use live::Live;
 pub use snapshots::ExportError;
@@ -94,6 +94,7 @@ impl Sandboxes {
             free_space_reserve: parts.settings.free_space_reserve,
             tasks: parts.tasks.clone(),
             publishing: Arc::default(),
+            imports: Arc::new(Semaphore::new(MOST_IMPORTS)),
             faults: parts.faults.clone(),
         };
         let starting = Arc::default();

@@ -42,6 +42,20 @@ pub enum TransferError {
         /// Its id.
         build: String,
     },
+    /// Its sandboxes would have more memory than the host.
+    #[error(
+        "its sandboxes have {wanted_mib} MiB of memory, and this host has {total_mib} MiB; import it on \
+         a larger host"
+    )]
+    TooLarge {
+        /// Their memory.
+        wanted_mib: u64,
+        /// The host's.
+        total_mib: u64,
+    },
+    /// As many imports as may run are under way.
+    #[error("{0} imports are under way, which is the most at once; try again when one has ended")]
+    Busy(usize),
     /// Too little space; nothing was changed.
     #[error("not enough free disk space on the host: {0}")]
     NoSpace(String),

@@ -28,6 +28,9 @@ pub(super) const LAYERS: &str = "layers";
 
 /// Longest manifest that is read.
 pub(super) const MANIFEST_LIMIT: u64 = 16 << 20;
+/// Most layers. The kernel takes fewer with paths of ordinary length, and no template here has more
+/// than some.
+const MOST_LAYERS: usize = 64;
 /// Most folders above a file. Deeper ones are no work of an engine.
 const DEEPEST: usize = 8;
 
@@ -143,6 +146,9 @@ impl Manifest {
         }
         if self.layers.is_empty() || self.layers.len() != snapshot.layers.len() {
             return Err(damaged("its layers are none, or not those of the snapshot"));
+        }
+        if self.layers.len() > MOST_LAYERS {
+            return Err(damaged("it has too many layers"));
         }
         for layer in &self.layers {
             if !is_hash(&layer.hash) {
@@ -306,6 +312,18 @@ mod tests {
         }
         assert!(Manifest::parse(b"").is_err());
         assert!(Manifest::parse(b"[]").is_err());
+    }
+
+    #[test]
+    fn more_layers_than_a_template_has_are_refused() {
+        let refused = |count: usize| {
+            let mut manifest = good();
+            manifest["snapshot"]["layers"] = json!(vec!["layers/a"; count]);
+            manifest["layers"] = json!(vec![manifest["layers"][0].clone(); count]);
+            parse(&manifest).is_err()
+        };
+        assert!(!refused(MOST_LAYERS));
+        assert!(refused(MOST_LAYERS + 1));
     }
 
     #[test]

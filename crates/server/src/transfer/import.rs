@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::EngineBuild;
+use engine::{EngineBuild, EngineError};
 use time::OffsetDateTime;
 
 use super::archive::{self, Member, MemberKind, cut_short, read_exactly, unreadable};
@@ -29,6 +29,8 @@ use crate::sandbox::{Step, remove_tree};
 use crate::snapshots::{Snapshot, SnapshotFiles, SnapshotId, SnapshotName, SnapshotUse};
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Most memory that paths and access lists of layers take together, enough for half a million entries.
+const MOST_KEPT: usize = 128 << 20;
 const PRIVATE: u32 = 0o600;
 const PROGRAM: u32 = 0o755;
 
@@ -112,6 +114,7 @@ impl<'a> Stage<'a> {
         manifest: Manifest,
         request: &ImportRequest,
     ) -> Result<Self, TransferError> {
+        check_memory(manifest.snapshot.limits.memory_bytes)?;
         let mut keeps_build = false;
         if let Some(build) = manifest.build.as_ref().filter(|_| request.memory)
             && !transfers.engine.has_build(&build.id)
@@ -132,9 +135,9 @@ impl<'a> Stage<'a> {
         }
         let mut layers = Vec::new();
         let mut bytes = 0_u64;
+        let mut known = layers::Known::new(&transfers.data_dir, &transfers.template_layers);
         for layer in &manifest.layers {
-            let data_dir = &transfers.data_dir;
-            let found = layers::find(data_dir, &transfers.template_layers, &layer.hash)?;
+            let found = known.find(&layer.hash)?;
             if found.is_none() {
                 bytes = bytes.saturating_add(layer.size_bytes);
             }
@@ -278,7 +281,12 @@ impl<'a> Stage<'a> {
         let root = folder.join(number.to_string());
         let unpacking = self.unpacking.entry(number);
         let unpacking = unpacking.or_insert_with(|| Unpacking::new(root, layer));
-        unpacking.add(path, member, data)
+        unpacking.add(path, member, data)?;
+        let kept: usize = self.unpacking.values().map(Unpacking::kept_bytes).sum();
+        if kept > MOST_KEPT {
+            return Err(damaged("it has too many entries in its layers"));
+        }
+        Ok(())
     }
 
     /// Verifies what was staged as a whole and makes it durable.
@@ -342,6 +350,24 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// A sandbox made of an import has its limits, and one with more memory than the host has could take
+/// the host down.
+fn check_memory(wanted: u64) -> Result<(), TransferError> {
+    let path = Path::new("/proc/meminfo");
+    let text = fs::read_to_string(path).map_err(io_error("read", path))?;
+    let total = text.lines().find_map(|line| {
+        let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?;
+        kib.trim().parse::<u64>().ok()
+    });
+    match total {
+        Some(kib) if wanted >> 10 > kib => Err(TransferError::TooLarge {
+            wanted_mib: wanted >> 20,
+            total_mib: kib >> 10,
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// What is on disk now must be what was exported: a file system may be unable to keep a time, an
 /// owner or an attribute.
 fn verify_layer(root: &Path, promised: &LayerEntry) -> Result<(), TransferError> {
@@ -356,6 +382,25 @@ fn verify_layer(root: &Path, promised: &LayerEntry) -> Result<(), TransferError>
 }
 
 impl Staged {
+    /// Has the engine look at the disks before anything can mount them. Removes everything when one of
+    /// them is refused.
+    pub(super) async fn check_disks(self, transfers: &Transfers) -> Result<Self, TransferError> {
+        for disk in &self.snapshot.disks {
+            let path = self.files.staged_disks().path(disk);
+            if let Err(error) = transfers.engine.check_given_disk(&path).await {
+                let files = self.files.clone();
+                super::blocking(move || discard(&files)).await;
+                return Err(match error {
+                    EngineError::DiskDamaged { detail } => {
+                        damaged(format!("disk {disk} cannot be taken: {detail}"))
+                    }
+                    other => other.into(),
+                });
+            }
+        }
+        Ok(self)
+    }
+
     /// Makes it a snapshot. A failure leaves nothing.
     pub(super) async fn commit(
         self,

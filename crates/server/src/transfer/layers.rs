@@ -10,7 +10,7 @@
 //! layers/.hashes/<hash of path>      what is remembered of either, and of layers elsewhere
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -138,28 +138,54 @@ fn remember(path: &Path, memory: &Memory) -> io::Result<()> {
     fs::rename(partial, path)
 }
 
-/// The layer with this content, as snapshots name it: one of the data directory, or one of those
-/// `elsewhere`.
-pub(super) fn find(
-    data_dir: &Path,
-    elsewhere: &[PathBuf],
-    hash: &str,
-) -> Result<Option<PathBuf>, TransferError> {
-    let imported = imported_name(hash);
-    if data_dir.join(&imported).is_dir() {
-        return Ok(Some(imported));
-    }
-    for layer in named(data_dir)?.iter().chain(elsewhere) {
-        // Imported ones have their hash for a name.
-        if is_imported(layer) {
-            continue;
-        }
-        let path = data_dir.join(layer);
-        if path.is_dir() && measure(data_dir, &path)?.hash == hash {
-            return Ok(Some(layer.clone()));
+/// The layers that are here, each measured at most once however many are looked for.
+pub(super) struct Known<'a> {
+    data_dir: &'a Path,
+    elsewhere: &'a [PathBuf],
+    /// Once one was looked for that no imported layer is.
+    measured: Option<HashMap<String, PathBuf>>,
+}
+
+impl<'a> Known<'a> {
+    /// Those of the data directory and those `elsewhere`.
+    pub(super) fn new(data_dir: &'a Path, elsewhere: &'a [PathBuf]) -> Self {
+        Self {
+            data_dir,
+            elsewhere,
+            measured: None,
         }
     }
-    Ok(None)
+
+    /// The layer with this content, as snapshots name it.
+    pub(super) fn find(&mut self, hash: &str) -> Result<Option<PathBuf>, TransferError> {
+        let imported = imported_name(hash);
+        if self.data_dir.join(&imported).is_dir() {
+            return Ok(Some(imported));
+        }
+        let measured = match self.measured.take() {
+            Some(measured) => measured,
+            None => self.measure_all()?,
+        };
+        let found = measured.get(hash).cloned();
+        self.measured = Some(measured);
+        Ok(found)
+    }
+
+    fn measure_all(&self) -> Result<HashMap<String, PathBuf>, TransferError> {
+        let mut measured = HashMap::new();
+        for layer in named(self.data_dir)?.iter().chain(self.elsewhere) {
+            // Imported ones have their hash for a name.
+            if is_imported(layer) {
+                continue;
+            }
+            let path = self.data_dir.join(layer);
+            if path.is_dir() {
+                let hash = measure(self.data_dir, &path)?.hash;
+                measured.entry(hash).or_insert_with(|| layer.clone());
+            }
+        }
+        Ok(measured)
+    }
 }
 
 /// All complete layers of the data directory, relative to it.
@@ -245,7 +271,7 @@ mod tests {
         fs::write(outside.path().join("file"), b"3").unwrap();
         let elsewhere = [outside.path().to_owned()];
         let hash = |path: &Path| measure(data_dir, path).unwrap().hash;
-        let find = |hash: &str| find(data_dir, &elsewhere, hash).unwrap();
+        let find = |hash: &str| Known::new(data_dir, &elsewhere).find(hash).unwrap();
         assert_eq!(find(&hash(&data_dir.join(&first))), Some(first));
         assert_eq!(find(&hash(&data_dir.join(unfinished))), None);
         let of_outside = hash(outside.path());

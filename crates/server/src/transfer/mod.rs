@@ -32,6 +32,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use engine::Engine;
 use futures_util::{Stream, StreamExt};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub use error::TransferError;
@@ -42,6 +43,9 @@ pub use readable::{FILES, Missing, REPORT, Readable, Report};
 use crate::db::Db;
 use crate::sandbox::{Faults, Step};
 use crate::snapshots::{Snapshot, SnapshotId, SnapshotName, Snapshots};
+
+/// Imports at once: each holds a thread of the pool that the database and the engine work in, and memory.
+pub(crate) const MOST_IMPORTS: usize = 4;
 
 /// How an export is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +92,8 @@ pub struct Transfers {
     pub(crate) tasks: TaskTracker,
     /// Held while an import is committed.
     pub(crate) publishing: Arc<tokio::sync::Mutex<()>>,
+    /// A turn for each import; see [`MOST_IMPORTS`].
+    pub(crate) imports: Arc<Semaphore>,
     pub(crate) faults: Faults,
 }
 
@@ -123,12 +129,15 @@ impl Transfers {
         input: impl Stream<Item = io::Result<Bytes>>,
         request: ImportRequest,
     ) -> Result<Arc<Snapshot>, TransferError> {
+        let turn = Arc::clone(&self.imports).try_acquire_owned();
+        let turn = turn.map_err(|_| TransferError::Busy(MOST_IMPORTS))?;
         self.faults.reach(Step::ImportRead).await?;
         let (sender, reader) = pipe::incoming();
         let transfers = self.clone();
         let work = self
             .tasks
-            .spawn_blocking(move || import::stage(&transfers, reader, request));
+            // The turn ends with the work, not with the client: only then its thread is free.
+            .spawn_blocking(move || (import::stage(&transfers, reader, request), turn));
         let feed = async {
             let mut input = std::pin::pin!(input);
             while let Some(chunk) = input.next().await {
@@ -139,7 +148,9 @@ impl Transfers {
             drop(sender);
         };
         let (staged, ()) = tokio::join!(work, feed);
-        let staged = staged.expect("reading an export neither panics nor is cancelled")?;
+        let (staged, _turn) = staged.expect("reading an export neither panics nor is cancelled");
+        let staged = staged?;
+        let staged = staged.check_disks(self).await?;
         let snapshot = staged.commit(self).await?;
         tracing::info!(snapshot.id = %snapshot.id, source = %snapshot.source, "imported a snapshot");
         Ok(snapshot)

@@ -20,6 +20,22 @@ use super::error::{damaged, io_error};
 use super::format::LayerEntry;
 use super::tree::{Device, Instant, is_content, path_of};
 
+/// Most bytes of attributes of one entry, names and values: what the kernel takes of one attribute, and
+/// more than any file system here keeps of all.
+const MOST_ATTRIBUTES: usize = 64 << 10;
+
+/// What is counted for a path that is kept, beside its length.
+const PATH_OVERHEAD: usize = 128;
+const ACCESS_LISTS: &[u8] = b"system.posix_acl_";
+
+/// What a directory gets when all that is in it was made.
+struct Later {
+    mode: u32,
+    modified: Instant,
+    /// Access lists: what is made in the directory would inherit them.
+    lists: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
 /// A layer that is being made.
 pub(super) struct Unpacking {
     root: PathBuf,
@@ -27,9 +43,11 @@ pub(super) struct Unpacking {
     entries: u64,
     size_bytes: u64,
     /// With what they are to be at the end: making an entry changes the time of its directory, and
-    /// a mode may forbid it.
-    directories: BTreeMap<PathBuf, Member>,
+    /// a mode may forbid it. Nothing more is kept: there may be very many.
+    directories: BTreeMap<PathBuf, Later>,
     files: BTreeSet<PathBuf>,
+    /// About what both take in memory.
+    kept_bytes: usize,
 }
 
 impl Unpacking {
@@ -42,7 +60,13 @@ impl Unpacking {
             size_bytes: 0,
             directories: BTreeMap::new(),
             files: BTreeSet::new(),
+            kept_bytes: 0,
         }
+    }
+
+    /// About what is kept in memory of what was made.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.kept_bytes
     }
 
     /// Makes one entry; `path` is the member's within the layer, empty for the root.
@@ -53,7 +77,15 @@ impl Unpacking {
         data: &mut dyn Read,
     ) -> Result<(), TransferError> {
         let path = self.checked(path)?;
+        let lengths = member.attributes.iter();
+        let attributes: usize = lengths.map(|(name, value)| name.len() + value.len()).sum();
+        if attributes > MOST_ATTRIBUTES {
+            let problem =
+                format!("{path:?} in it has more than {MOST_ATTRIBUTES} bytes of attributes");
+            return Err(damaged(problem));
+        }
         self.entries += 1;
+        self.kept_bytes += path.as_os_str().len() + PATH_OVERHEAD;
         if let MemberKind::File { stored_bytes, .. } = member.kind {
             self.size_bytes = self.size_bytes.saturating_add(stored_bytes);
         }
@@ -66,7 +98,21 @@ impl Unpacking {
                 let mut builder = fs::DirBuilder::new();
                 let made = builder.mode(0o700).create(&target);
                 made.map_err(self.io("create", &target))?;
-                self.directories.insert(path, member);
+                // The others at once: they may be long, and making entries does not change them.
+                let (lists, others): (Vec<_>, Vec<_>) = member
+                    .attributes
+                    .into_iter()
+                    .partition(|(name, _)| name.starts_with(ACCESS_LISTS));
+                lchown(&target, Some(member.uid), Some(member.gid))
+                    .and_then(|()| add_attributes(&target, &others))
+                    .map_err(self.io("set the attributes of", &target))?;
+                self.kept_bytes += lists.iter().map(|(_, list)| list.len()).sum::<usize>();
+                let later = Later {
+                    mode: member.mode,
+                    modified: member.modified,
+                    lists,
+                };
+                self.directories.insert(path, later);
                 return Ok(());
             }
             MemberKind::File {
@@ -105,9 +151,13 @@ impl Unpacking {
 
     /// Gives the directories their modes and times, deepest first, and checks that all is there.
     pub(super) fn finish(self) -> Result<PathBuf, TransferError> {
-        for (path, member) in self.directories.iter().rev() {
+        for (path, later) in self.directories.iter().rev() {
             let target = self.target(path);
-            dress(&target, member).map_err(self.io("set the attributes of", &target))?;
+            let mode = fs::Permissions::from_mode(later.mode);
+            fs::set_permissions(&target, mode)
+                .and_then(|()| add_attributes(&target, &later.lists))
+                .and_then(|()| set_time(&target, later.modified))
+                .map_err(self.io("set the attributes of", &target))?;
         }
         let whole = self.entries == self.promised.entries;
         if !whole || self.size_bytes != self.promised.size_bytes || self.directories.is_empty() {
@@ -179,20 +229,25 @@ fn dress(path: &Path, member: &Member) -> io::Result<()> {
     if !matches!(member.kind, MemberKind::SymbolicLink { .. }) {
         fs::set_permissions(path, fs::Permissions::from_mode(member.mode))?;
     }
-    for (name, value) in &member.attributes {
+    add_attributes(path, &member.attributes)?;
+    set_time(path, member.modified)
+}
+
+fn add_attributes(path: &Path, attributes: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
+    for (name, value) in attributes {
         if !is_content(name) {
             return Err(io::Error::other("an attribute that no layer may have"));
         }
         let name = CString::new(name.clone())?;
         rustix::fs::lsetxattr(path, name, value, XattrFlags::empty())?;
     }
-    let Instant {
-        seconds,
-        nanoseconds,
-    } = member.modified;
+    Ok(())
+}
+
+fn set_time(path: &Path, modified: Instant) -> io::Result<()> {
     let time = Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds.into(),
+        tv_sec: modified.seconds,
+        tv_nsec: modified.nanoseconds.into(),
     };
     let times = Timestamps {
         last_access: time,
@@ -354,6 +409,21 @@ mod tests {
         unpacking.promised.size_bytes = ANY;
         unpacking.promised.entries = unpacking.entries;
         assert!(add(&mut unpacking, "c", MemberKind::Directory).is_err());
+    }
+
+    #[test]
+    fn an_entry_with_very_long_attributes_is_refused() {
+        let Layer {
+            folder: _folder,
+            mut unpacking,
+        } = layer();
+        let mut member = Member::plain("d", 0o755, 0, None);
+        member.kind = MemberKind::Directory;
+        member.attributes = vec![(b"user.a".to_vec(), vec![b'x'; MOST_ATTRIBUTES])];
+        let refused = unpacking.add(b"d", member, &mut io::empty());
+        assert!(
+            matches!(refused, Err(TransferError::Damaged(text)) if text.contains("attributes"))
+        );
     }
 
     #[test]
