@@ -9,6 +9,8 @@ mod disks;
 #[cfg(test)]
 mod freezing;
 #[cfg(test)]
+mod held_files;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod images;
