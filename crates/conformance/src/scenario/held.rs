@@ -25,72 +25,22 @@ struct Kind {
     snapshot: Promise,
 }
 
-const KINDS: &[Kind] = &[
-    Kind {
-        name: "large",
-        paused: Promise::required(
-            "deleted-files",
-            "a deleted file of 64 MiB that is open, and a mapped one that was replaced, have \
-             their content after a pause",
-        ),
-        auto_paused: Promise::required(
-            "deleted-files-auto-pause",
-            "the same after a pause at the deadline",
-        ),
-        snapshot: Promise::required(
-            "deleted-files-snapshot",
-            "the same in the source of a snapshot and in a sandbox made from it",
-        ),
-    },
-    Kind {
-        name: "links",
-        paused: Promise::required(
-            "hard-link",
-            "a file that was opened under a name that is gone, while another name stays, is one \
+const KINDS: &[Kind] = &[Kind {
+    name: "links",
+    paused: Promise::required(
+        "hard-link",
+        "a file that was opened under a name that is gone, while another name stays, is one \
              file after a pause: writes, mappings, locks, inode and links",
-        ),
-        auto_paused: Promise::required(
-            "hard-link-auto-pause",
-            "the same after a pause at the deadline",
-        ),
-        snapshot: Promise::required(
-            "hard-link-snapshot",
-            "the same in the source of a snapshot and in a sandbox made from it",
-        ),
-    },
-    Kind {
-        name: "network",
-        paused: Promise::required(
-            "nested-network",
-            "a listener, a connection with bytes in flight and a datagram socket in a network \
-             namespace made inside go on after a pause",
-        ),
-        auto_paused: Promise::required(
-            "nested-network-auto-pause",
-            "the same after a pause at the deadline",
-        ),
-        snapshot: Promise::required(
-            "nested-network-snapshot",
-            "the same in the source of a snapshot and in a sandbox made from it",
-        ),
-    },
-    Kind {
-        name: "pipe",
-        paused: Promise::required(
-            "deleted-pipe",
-            "a deleted named pipe that is open keeps its bytes over a pause; so does a handle \
-             (O_PATH) of a deleted link",
-        ),
-        auto_paused: Promise::required(
-            "deleted-pipe-auto-pause",
-            "the same after a pause at the deadline",
-        ),
-        snapshot: Promise::required(
-            "deleted-pipe-snapshot",
-            "the same in the source of a snapshot and in a sandbox made from it",
-        ),
-    },
-];
+    ),
+    auto_paused: Promise::required(
+        "hard-link-auto-pause",
+        "the same after a pause at the deadline",
+    ),
+    snapshot: Promise::required(
+        "hard-link-snapshot",
+        "the same in the source of a snapshot and in a sandbox made from it",
+    ),
+}];
 
 /// Each kind in sandboxes of its own: whatever one does to its sandbox, the others are looked at.
 pub(super) struct Held;
