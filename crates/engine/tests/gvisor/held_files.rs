@@ -56,3 +56,17 @@ held.seek(0); r = [held.read(), open(name).read(), len(os.listdir("/root/long"))
 "#;
     assert_eq!(over_a_pause(before, after).await, json!(["old", "new", 1]));
 }
+
+/// A guest must not be able to build a tree that fails or stretches each of its pauses.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_tree_is_too_deep_for_a_pause() {
+    let before = r#"
+os.mkdir("/root/held"); held = open("/root/held/a", "w+"); held.write("kept"); held.flush()
+os.chdir("/root/held"); depth = 0
+while depth < 12000:
+    os.mkdir("d"); os.chdir("d"); depth += 1
+os.link("/root/held/a", "b"); os.unlink("/root/held/a"); os.chdir("/")
+"#;
+    let after = "held.seek(0); r = [held.read(), depth]";
+    assert_eq!(over_a_pause(before, after).await, json!(["kept", 12000]));
+}
