@@ -35,7 +35,7 @@ const KNOWN_FEATURES: u32 =
 const MULTIPLE_MOUNT: u32 = 0x100;
 /// Of `s_default_mount_opts`: user attributes and access lists, as `mke2fs` sets them.
 const KNOWN_OPTIONS: u32 = 0x4 | 0x8;
-/// What `e2fsck -p` answers when all is well, now or before.
+/// Answers of `e2fsck -p` for a sound disk: it was sound, or is after what it replayed and tidied.
 const SOUND: [i32; 2] = [0, 1];
 
 /// Checks a disk that nobody uses, and replays its journal.

@@ -196,8 +196,8 @@ fn place(
     });
 }
 
-/// What one process of a guest may have open, by what the host gives the sentry: a promise that the
-/// host does not keep ends the sentry. An image keeps the limit that it was made with.
+/// Files that one process of a guest may have open, by the descriptors that the host gives the sentry: a
+/// promise that the host does not keep ends the sentry. An image keeps the limit that it was made with.
 fn most_open_files() -> u64 {
     let host = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     host.map_or(MOST_OPEN_FILES, |most| most / HOST_FILES_PER_FILE)

@@ -238,7 +238,7 @@ fn port_number(text: &str) -> Result<u16, Refusal> {
     port.ok_or(Refusal::InvalidPort)
 }
 
-/// Whether any server could take `path` for a reserved route: decoded as often as anybody would, with
+/// True if any server could take `path` for a reserved route: decoded as often as anybody would, with
 /// empty, `.` and `..` segments resolved. One that is still encoded after that counts as reserved:
 /// decoding it to the end would take a caller without a key a time that grows with the square of the
 /// path.

@@ -53,7 +53,7 @@ pub(crate) struct SignatureCheck {
 }
 
 impl SignatureCheck {
-    /// Whether `token` made the signature.
+    /// True if `token` made the signature.
     pub(crate) fn is_signed_with(&self, token: &str) -> bool {
         let mut hash = self.before_token.clone();
         hash.update(token);

@@ -24,11 +24,11 @@ use super::tree::{Device, Instant, is_content, path_of};
 /// more than any file system here keeps of all.
 const MOST_ATTRIBUTES: usize = 64 << 10;
 
-/// What is counted for a path that is kept, beside its length.
+/// Memory that a kept path counts for, beside its length.
 const PATH_OVERHEAD: usize = 128;
 const ACCESS_LISTS: &[u8] = b"system.posix_acl_";
 
-/// What a directory gets when all that is in it was made.
+/// Properties of a directory that are set when all that is in it was made.
 struct Later {
     mode: u32,
     modified: Instant,
