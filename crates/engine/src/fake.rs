@@ -34,6 +34,8 @@ pub enum Call {
     KeepBuild,
     /// `create_disk` and `copy_disk`.
     MakeDisk,
+    /// `check_given_disk` finds a disk that asks too much of its host.
+    CheckGivenDisk,
     /// `start`, before the guest ran.
     Start,
     /// `start`, after the guest ran and wrote to its disk.
@@ -336,6 +338,15 @@ impl Engine for Fake {
 
     async fn settle_disk(&self, disk: &Path) -> Result<(), EngineError> {
         self.needs_alone(disk, "settling");
+        Ok(())
+    }
+
+    async fn check_given_disk(&self, disk: &Path) -> Result<(), EngineError> {
+        self.needs_alone(disk, "check");
+        if self.host.meet(Call::CheckGivenDisk) {
+            let detail = "injected: it asks the host for something".to_owned();
+            return Err(EngineError::DiskDamaged { detail });
+        }
         Ok(())
     }
 

@@ -122,6 +122,7 @@ pub(super) async fn export_sandbox(
         (status = 400, description = "Malformed name, or a file that is refused", body = ErrorBody),
         (status = 401, description = "No valid API key", body = ErrorBody),
         (status = 409, description = "The name is that of a template or the id of a snapshot", body = ErrorBody),
+        (status = 429, description = "Four imports are under way; try again when one has ended", body = ErrorBody),
         (status = 500, description = "It could not be stored", body = ErrorBody),
         (status = 507, description = "The host's disk is full", body = ErrorBody),
     ))]

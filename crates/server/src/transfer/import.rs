@@ -609,3 +609,15 @@ impl Read for HashingReader<'_> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_memory_than_the_host_has_is_refused() {
+        assert!(check_memory(1 << 20).is_ok());
+        let refused = check_memory(1 << 50);
+        assert!(matches!(refused, Err(TransferError::TooLarge { .. })));
+    }
+}

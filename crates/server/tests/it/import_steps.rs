@@ -12,7 +12,7 @@ use crate::snapshots::{create_from, named};
 use crate::support::{Place, create, eventually, failures};
 
 /// The export of a sandbox that counted to one, with layers that only it has.
-async fn file() -> Vec<u8> {
+pub(crate) async fn file() -> Vec<u8> {
     let place = Place::new();
     std::fs::create_dir_all(place.folder.path().join("tree/etc")).unwrap();
     std::fs::write(place.folder.path().join("tree/etc/motd"), "hello").unwrap();
@@ -23,7 +23,7 @@ async fn file() -> Vec<u8> {
     collect(exported, Compression::None).await
 }
 
-async fn import(sandboxes: &Sandboxes, file: &[u8]) -> Result<(), TransferError> {
+pub(crate) async fn import(sandboxes: &Sandboxes, file: &[u8]) -> Result<(), TransferError> {
     let request = ImportRequest {
         name: Some(SnapshotName::parse("job").unwrap()),
         memory: true,
@@ -34,7 +34,7 @@ async fn import(sandboxes: &Sandboxes, file: &[u8]) -> Result<(), TransferError>
     sandboxes.transfers().import(input, request).await.map(drop)
 }
 
-fn layers(place: &Place) -> usize {
+pub(crate) fn layers(place: &Place) -> usize {
     std::fs::read_dir(place.data_dir().join("layers"))
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name() != ".hashes")

@@ -12,6 +12,7 @@ mod ending;
 mod events;
 mod export;
 mod history;
+mod hostile_import;
 mod import_steps;
 mod ingress;
 mod kept;
