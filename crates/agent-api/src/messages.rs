@@ -21,7 +21,7 @@ pub struct InitRequest {
     pub sandbox_id: String,
     /// Becomes `E2B_TEMPLATE_ID`.
     pub template_id: String,
-    /// Host name of the guest.
+    /// Name that the guest finds itself by in `/etc/hosts`. The kernel has its own from the engine.
     pub hostname: String,
     /// Token clients must send; absent means that everyone may connect.
     #[serde(default)]

@@ -45,8 +45,10 @@ pub(crate) async fn init(agent: &Arc<Agent>, request: InitRequest) -> InitReply 
     }
     if applied != Applied::Stale {
         // Nothing of this can fail a sandbox: the image may be read-only or lack the files. What only
-        // the guest's kernel answers takes no time worth another thread.
-        let _best_effort = set_hostname(&request.hostname);
+        // the guest's kernel answers takes no time worth another thread. The kernel's hostname is not
+        // set here: the engine gives each start its own, from the first instruction on, but leaves one
+        // alone that was set inside. Were it set here, each copy would wake up under its source's name,
+        // and a name that root chose would be gone after a pause.
         let _best_effort = stir(request.entropy.as_deref());
         if applied == Applied::NewLifecycle {
             let _best_effort = ports::move_on();
@@ -111,13 +113,6 @@ fn write_identity(request: &InitRequest) -> io::Result<()> {
         if fs::read(&path).ok().as_deref() != Some(value.as_bytes()) {
             fs::write(path, value)?;
         }
-    }
-    Ok(())
-}
-
-fn set_hostname(hostname: &str) -> io::Result<()> {
-    if !hostname.is_empty() {
-        rustix::system::sethostname(hostname.as_bytes())?;
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ async fn results(host: &Host, spec: &engine::ExecutionSpec) -> Vec<(String, Valu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn root_may_do_what_the_guests_own_kernel_grants_and_its_mounts_come_back() {
+async fn root_may_do_what_the_guests_own_kernel_grants_and_it_comes_back() {
     let host = Host::new();
     let spec = host.boot("disk").await;
     let found = results(&host, &spec).await;
@@ -55,6 +55,10 @@ async fn root_may_do_what_the_guests_own_kernel_grants_and_its_mounts_come_back(
     let read = "r = [open('/mnt/' + f).read() for f in ('t/f', 'b/f', 't/m/f', 't/m/g')]";
     let kept = host.run(&spec.id, read).await;
     assert_eq!(kept, json!(["kept\n", "kept\n", "low\n", "high\n"]));
+    let name = host
+        .run(&spec.id, "import socket\nr = socket.gethostname()")
+        .await;
+    assert_eq!(name, json!("changed"));
     host.close().await;
 }
 
